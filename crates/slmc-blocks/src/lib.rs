@@ -1,0 +1,2 @@
+//! Packed weight layouts bit for bit, with scalar encode and decode.
+#![deny(missing_docs)]

@@ -1,0 +1,2 @@
+//! Text, JSONL and chat data to token batches.
+#![deny(missing_docs)]

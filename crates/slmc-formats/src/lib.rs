@@ -1,0 +1,2 @@
+//! File codecs: safetensors and GGUF, bytes to typed headers and back.
+#![deny(missing_docs)]

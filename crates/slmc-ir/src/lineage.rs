@@ -1,0 +1,38 @@
+//! Where a checkpoint came from: enough to make it again.
+
+use serde::{Deserialize, Serialize};
+
+/// A file that went in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Input {
+    /// What it was for: `teacher`, `data`.
+    pub role: String,
+    /// The path as it was given.
+    pub path: String,
+    /// Of the file, or of the sorted list of the folder's files and their hashes; lower-case hex.
+    pub sha256: String,
+}
+
+/// One thing that was done.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// The stage: `distill`, `quantize`.
+    pub stage: String,
+    /// The version of slmc that did it.
+    pub slmc_version: String,
+    /// The stage's settings, defaults filled in.
+    pub settings: serde_json::Value,
+    /// The seed of everything random in it.
+    pub seed: u64,
+    /// Files that went in besides the checkpoint itself.
+    pub inputs: Vec<Input>,
+    /// What was done other than asked, in words.
+    pub fallbacks: Vec<String>,
+}
+
+/// The steps from the imported files to this checkpoint, oldest first.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Lineage {
+    /// What was done, in order.
+    pub steps: Vec<Step>,
+}

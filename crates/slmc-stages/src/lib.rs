@@ -1,0 +1,2 @@
+//! Stages of a recipe: each wires pure crates together.
+#![deny(missing_docs)]

@@ -1,0 +1,2 @@
+//! Training and distillation: losses and one loop.
+#![deny(missing_docs)]
