@@ -135,9 +135,9 @@ pub struct TrainConfig {
     /// Where the cosine ends, as a share of the peak.
     #[serde(default = "defaults::final_share")]
     pub final_learning_rate_share: f64,
-    /// Share of the steps in which the rate rises from 0.
-    #[serde(default = "defaults::warmup_share")]
-    pub warmup_share: f64,
+    /// Steps in which the rate rises from 0; 5 % of the steps when absent.
+    #[serde(default)]
+    pub warmup_steps: Option<u64>,
     /// Decoupled weight decay on matrices (AdamW, arXiv:1711.05101).
     #[serde(default = "defaults::weight_decay")]
     pub weight_decay: f64,
@@ -263,9 +263,6 @@ mod defaults {
         5e-4
     }
     pub fn final_share() -> f64 {
-        0.05
-    }
-    pub fn warmup_share() -> f64 {
         0.05
     }
     pub fn weight_decay() -> f64 {
