@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData, activation::log_softmax};
 use ndarray::Array2;
 use serde_json::json;
 use slmc_compress::{BlockInfluence, ChannelStats, GramStats, choose_layers, keep_top, refit_down};
@@ -14,7 +14,7 @@ use slmc_interop::{WriteOptions, write_hf_folder};
 use slmc_ir::{
     Checkpoint, Format, Lineage, MemorySource, ModelSpec, Outline, Role, Step, TensorKey, TokenId, Weight,
 };
-use slmc_model::{Decoder, next_token_loss};
+use slmc_model::Decoder;
 use slmc_recipe::{CarveConfig, Finished, Rejection, Stage, StageContext, StageError};
 
 use crate::{
@@ -81,7 +81,7 @@ impl Stage for Carve {
             Decoder::load(&*input.weights, &device).map_err(|e| StageError::Failed(e.to_string()))?;
         let CarveConfig { calibration, n_sequences, seq_len, .. } = &self.config;
         let tokens = sequences(calibration, *n_sequences, *seq_len, &tokenizer_of(&input)?, &self.around)?;
-        let surgeon = Surgeon { decoder, device, batches: batches(&tokens), config: &self.config, context };
+        let surgeon = Surgeon { input: &input, decoder, device, batches: batches(&tokens), config: &self.config, context };
         let removed = surgeon.blocks_to_remove(input.spec().n_layers - spec.n_layers)?;
         let kept: Vec<usize> = (0..input.spec().n_layers).filter(|i| !removed.contains(i)).collect();
         let narrowed =
@@ -117,14 +117,6 @@ impl TokenBatch {
         let ids: Vec<i32> = self.tokens.iter().map(|&token| token as i32).collect();
         Tensor::from_data(TensorData::new(ids, [self.n_sequences, self.seq_len]), device)
     }
-
-    /// The token after each; the last of a sequence has none and is masked.
-    fn targets(&self) -> (Vec<TokenId>, Vec<f32>) {
-        let n = self.tokens.len();
-        let last = |i: usize| (i + 1).is_multiple_of(self.seq_len);
-        let target = |i: usize| if last(i) { 0 } else { self.tokens[i + 1] };
-        ((0..n).map(target).collect(), (0..n).map(|i| f32::from(u8::from(!last(i)))).collect())
-    }
 }
 
 fn batches(sequences: &[Vec<TokenId>]) -> Vec<TokenBatch> {
@@ -138,6 +130,7 @@ fn batches(sequences: &[Vec<TokenId>]) -> Vec<TokenBatch> {
 
 /// The teacher on the table.
 struct Surgeon<'a> {
+    input: &'a Checkpoint,
     decoder: Decoder,
     device: Device,
     batches: Vec<TokenBatch>,
@@ -193,12 +186,24 @@ impl Surgeon<'_> {
             for index in (0..self.decoder.spec().n_layers).filter(|index| !removed.contains(index)) {
                 hidden = self.decoder.block(index, hidden);
             }
-            let (targets, mask) = batch.targets();
-            let hidden = self.decoder.final_norm(hidden);
-            let loss = next_token_loss(hidden, self.decoder.head(), &targets, Some(&mask));
-            sum += f64::from(loss.into_scalar::<f32>()) * batch.n_sequences as f64;
+            sum += self.nll(self.decoder.final_norm(hidden), batch);
         }
-        sum / self.config.n_sequences as f64
+        sum / (self.config.n_sequences * (self.config.seq_len - 1)) as f64
+    }
+
+    /// Sum of the negative log-likelihoods of each sequence's tokens but the first; a sequence's logits at a time.
+    fn nll(&self, hidden: Tensor<3>, batch: &TokenBatch) -> f64 {
+        let head = self.decoder.head().transpose();
+        let n_scored = batch.seq_len - 1;
+        let mut sum = 0.0;
+        for (index, tokens) in batch.tokens.chunks_exact(batch.seq_len).enumerate() {
+            let rows = hidden.clone().narrow(0, index, 1).squeeze_dim::<2>(0).narrow(0, 0, n_scored);
+            let targets: Vec<i32> = tokens[1..].iter().map(|&token| token.cast_signed()).collect();
+            let targets = Tensor::<2, Int>::from_data(TensorData::new(targets, [n_scored, 1]), &self.device);
+            let likelihoods = log_softmax(rows.matmul(head.clone()), 1).gather(1, targets);
+            sum -= f64::from(likelihoods.sum().into_scalar::<f32>());
+        }
+        sum
     }
 
     /// Chooses the channels of each kept block, with the blocks before it already narrowed.
@@ -230,7 +235,7 @@ impl Surgeon<'_> {
         hidden: &mut [Tensor<3>],
     ) -> Result<Narrowed, StageError> {
         let failed = |e: slmc_compress::CompressError| StageError::Failed(format!("block {index}: {e}"));
-        let down = self.decoder.matrix(TensorKey::block(index, Role::Down));
+        let down = self.down_projection(index)?;
         let mut channels = ChannelStats::empty(down.ncols());
         let mut gram = GramStats::empty(down.ncols());
         let mut products = Vec::new();
@@ -256,6 +261,14 @@ impl Surgeon<'_> {
         };
         self.replay(&down, &new_down, &kept, &products, hidden);
         Ok(Narrowed { kept, down: new_down })
+    }
+
+    fn down_projection(&self, index: usize) -> Result<Array2<f32>, StageError> {
+        let key = TensorKey::block(index, Role::Down);
+        let weight = self.input.weights.read(key).map_err(|e| StageError::Failed(e.to_string()))?;
+        let numbers = slmc_blocks::decode_weight(&weight).map_err(|e| StageError::Failed(format!("{key}: {e}")))?;
+        let shape = (weight.n_rows(), weight.n_columns());
+        Array2::from_shape_vec(shape, numbers).map_err(|e| StageError::Failed(format!("{key}: {e}")))
     }
 
     /// Moves the residual stream to what the narrowed block makes of it: the difference of the down projections, applied.

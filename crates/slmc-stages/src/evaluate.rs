@@ -41,7 +41,7 @@ pub fn evaluator_of(checkpoint: &Checkpoint, surroundings: &Surroundings) -> Res
     let device = open_device(surroundings)?;
     let decoder =
         Decoder::load(&*checkpoint.weights, &device).map_err(|e| StageError::Failed(e.to_string()))?;
-    Ok(Evaluator::new(decoder))
+    Ok(Evaluator::new(&decoder))
 }
 
 /// The model's tokenizer.

@@ -161,7 +161,7 @@ impl Stage for Training {
         let teacher_decoder = teacher.as_ref().map(|teacher| load(teacher, &device)).transpose()?;
         let settings = self.settings(context.seed);
         let inputs = TrainInputs {
-            student: load(&input, &device.clone().autodiff())?,
+            student: load(&input, &device)?,
             teacher: teacher_decoder.as_ref(),
             train: &train_batches,
             eval: eval_batches.as_ref(),
