@@ -19,7 +19,7 @@ use slmc_recipe::{CarveConfig, Finished, Rejection, Stage, StageContext, StageEr
 
 use crate::{
     Surroundings,
-    calibration::{sequences, tokenizer_of},
+    calibration::sequences,
     open::open_device,
 };
 
@@ -80,7 +80,7 @@ impl Stage for Carve {
         let decoder =
             Decoder::load(&*input.weights, &device).map_err(|e| StageError::Failed(e.to_string()))?;
         let CarveConfig { calibration, n_sequences, seq_len, .. } = &self.config;
-        let tokens = sequences(calibration, *n_sequences, *seq_len, &tokenizer_of(&input)?, &self.around)?;
+        let tokens = sequences(calibration, *n_sequences, *seq_len, &input, &self.around)?;
         let surgeon = Surgeon { input: &input, decoder, device, batches: batches(&tokens), config: &self.config, context };
         let removed = surgeon.blocks_to_remove(input.spec().n_layers - spec.n_layers)?;
         let kept: Vec<usize> = (0..input.spec().n_layers).filter(|i| !removed.contains(i)).collect();

@@ -1,14 +1,15 @@
 //! Measuring an artefact with the Burn model.
 
-use std::path::Path;
-
-use slmc_data::Tokenizer;
 use slmc_eval::{Divergence, Perplexity, Protocol};
 use slmc_ir::{Checkpoint, Host};
 use slmc_model::{Decoder, Evaluator};
 use slmc_recipe::{EvalConfig, Evaluation, StageError};
 
-use crate::{Surroundings, open::open_device};
+use crate::{
+    Surroundings,
+    calibration::{Dataset, text_of_document, tokenizer_of},
+    open::open_device,
+};
 
 /// Perplexity of a checkpoint by llama-perplexity's protocol, for the table at the end of a run.
 pub fn evaluate(
@@ -44,15 +45,11 @@ pub fn evaluator_of(checkpoint: &Checkpoint, surroundings: &Surroundings) -> Res
     Ok(Evaluator::new(&decoder))
 }
 
-/// The model's tokenizer.
-fn tokenizer_of(checkpoint: &Checkpoint) -> Result<Tokenizer, StageError> {
-    crate::calibration::tokenizer_of(checkpoint)
-}
-
 /// The text of a dataset, documents one after the other.
-pub fn text_of(data: &str, surroundings: &Surroundings) -> Result<String, StageError> {
-    let documents = crate::calibration::documents_of(data, surroundings)?;
-    Ok(documents.all().map(|document| document.text).collect::<Vec<_>>().join("\n"))
+fn text_of(data: &str, surroundings: &Surroundings) -> Result<String, StageError> {
+    let dataset = Dataset::open(data, surroundings)?;
+    let texts: Result<Vec<&str>, StageError> = dataset.to_measure_on().into_iter().map(text_of_document).collect();
+    Ok(texts?.join("\n"))
 }
 
 /// KL divergence of a checkpoint from a baseline on the text of a dataset, in chunks of `ctx` tokens.

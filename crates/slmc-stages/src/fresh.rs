@@ -4,13 +4,14 @@ use std::{path::Path, sync::Arc};
 
 use serde_json::json;
 use slmc_interop::{WriteOptions, read_config, write_hf_folder};
+use slmc_data::Split;
 use slmc_ir::{Checkpoint, Extras, Format, Lineage, ModelSpec, Outline, TokenizerFiles};
 use slmc_model::Decoder;
 use slmc_recipe::{Finished, FreshConfig, Rejection, Stage, StageContext, StageError};
 
 use crate::{
     Surroundings,
-    calibration::documents_of,
+    calibration::{Dataset, text_of_document},
     open::{open_device, open_model},
 };
 
@@ -35,8 +36,9 @@ impl Fresh {
     /// Trained on the data, taken from a model that is named, or taken from the recipe's model.
     fn tokenizer(&self, spec: &ModelSpec, model: Option<&Checkpoint>) -> Result<TokenizerFiles, StageError> {
         if let Some(data) = &self.config.data {
-            let documents = documents_of(data, &self.around)?;
-            let mut texts = documents.train().map(|document| document.text);
+            let dataset = Dataset::open(data, &self.around)?;
+            let texts: Result<Vec<&str>, _> = dataset.of(Split::Train).map(text_of_document).collect();
+            let mut texts = texts?.into_iter().map(str::to_owned);
             return slmc_data::train_bpe(&mut texts, spec.vocab_size, &[END_OF_TEXT])
                 .map_err(|e| StageError::Failed(e.to_string()));
         }
