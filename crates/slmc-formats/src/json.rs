@@ -10,6 +10,9 @@ use serde::{
 
 use crate::shown::shown;
 
+/// Most members of one object: small members take more memory parsed than written.
+pub(crate) const MAX_MEMBERS: usize = 1 << 18;
+
 /// An object without equal keys.
 #[derive(Debug)]
 pub(crate) struct UniqueMap<V>(pub(crate) BTreeMap<String, V>);
@@ -39,13 +42,26 @@ impl<'de, V: Deserialize<'de>> Visitor<'de> for UniqueVisitor<V> {
         let mut map = BTreeMap::new();
         while let Some(key) = access.next_key::<String>()? {
             let value = access.next_value().map_err(|e| Error::custom(format!("`{}`: {e}", shown(&key))))?;
-            if map.contains_key(&key) {
-                return Err(duplicate(&key));
-            }
-            map.insert(key, value);
+            insert_unique(&mut map, key, value)?;
         }
         Ok(UniqueMap(map))
     }
+}
+
+/// Adds a member whose key must be new.
+pub(crate) fn insert_unique<V, E: Error>(
+    map: &mut BTreeMap<String, V>,
+    key: String,
+    value: V,
+) -> Result<(), E> {
+    if map.contains_key(&key) {
+        return Err(duplicate(&key));
+    }
+    if map.len() == MAX_MEMBERS {
+        return Err(E::custom(format!("more than {MAX_MEMBERS} members; no model has so many")));
+    }
+    map.insert(key, value);
+    Ok(())
 }
 
 /// The error for a key that is there twice.

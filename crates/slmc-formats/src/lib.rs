@@ -16,6 +16,9 @@ mod shown;
 
 pub use atomic::{AtomicDir, AtomicFile, Existing};
 pub use file_error::FileError;
-pub use gguf::{GgufError, GgufHeader, GgufWriter};
+pub use gguf::{GgufError, GgufHeader, GgufWriter, PlannedTensor, TensorInfo};
 pub use map::map_file;
-pub use safetensors::{SafetensorsError, SafetensorsHeader, SafetensorsWriter, ShardIndex};
+pub use safetensors::{
+    PlannedSafeTensor, SafeTensorInfo, SafetensorsError, SafetensorsHeader, SafetensorsWriter, ShardIndex,
+    ShardIndexError,
+};

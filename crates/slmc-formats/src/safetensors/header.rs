@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, ops::Range};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{Error, MapAccess, Visitor},
+    de::{Error, MapAccess, SeqAccess, Visitor},
 };
 use slmc_ir::Format;
 
@@ -13,7 +13,7 @@ use super::{
     format_of,
 };
 use crate::{
-    json::{UniqueMap, duplicate},
+    json::{UniqueMap, duplicate, insert_unique},
     shown::shown,
 };
 
@@ -100,9 +100,6 @@ fn check_entry((name, entry): (String, Entry)) -> Result<Placed, SafetensorsErro
         return Err(SafetensorsError::UnsupportedDtype { name: shown(&name), dtype: shown(&dtype) });
     };
     let fault = |fault| SafetensorsError::Tensor { name: shown(&name), fault };
-    if shape.len() > MAX_DIMS {
-        return Err(fault(DataFault::Dimensions { found: shape.len(), limit: MAX_DIMS }));
-    }
     let Some(found) = end.checked_sub(start) else {
         return Err(fault(DataFault::Backwards { start, end }));
     };
@@ -153,8 +150,33 @@ struct Object {
 #[serde(deny_unknown_fields)]
 struct Entry {
     dtype: String,
+    #[serde(deserialize_with = "short_list")]
     shape: Vec<u64>,
     data_offsets: (u64, u64),
+}
+
+/// A shape, given up as soon as it has too many sizes: `0,` takes four times its bytes once parsed.
+fn short_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u64>, D::Error> {
+    struct ShapeVisitor;
+    impl<'de> Visitor<'de> for ShapeVisitor {
+        type Value = Vec<u64>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a list of at most {MAX_DIMS} sizes")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Vec<u64>, A::Error> {
+            let mut sizes = Vec::with_capacity(MAX_DIMS);
+            while let Some(size) = access.next_element()? {
+                if sizes.len() == MAX_DIMS {
+                    return Err(Error::invalid_length(MAX_DIMS + 1, &self));
+                }
+                sizes.push(size);
+            }
+            Ok(sizes)
+        }
+    }
+    deserializer.deserialize_seq(ShapeVisitor)
 }
 
 impl<'de> Deserialize<'de> for Object {
@@ -187,10 +209,7 @@ impl<'de> Visitor<'de> for ObjectVisitor {
             let entry = access
                 .next_value::<Entry>()
                 .map_err(|e| Error::custom(format!("tensor `{}`: {e}", shown(&name))))?;
-            if entries.contains_key(&name) {
-                return Err(duplicate(&name));
-            }
-            entries.insert(name, entry);
+            insert_unique(&mut entries, name, entry)?;
         }
         Ok(Object { metadata: metadata.unwrap_or_default(), entries })
     }

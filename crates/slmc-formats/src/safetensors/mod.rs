@@ -19,7 +19,8 @@ use slmc_ir::Format;
 
 /// The reference implementation's limit on the JSON header.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
-const MAX_INDEX_BYTES: usize = 100_000_000;
+/// The index of a model of 100 000 tensors takes about 10 MB.
+const MAX_INDEX_BYTES: usize = 32 << 20;
 const MAX_NAME_BYTES: usize = 1024;
 const MAX_DIMS: usize = 8;
 const LENGTH_BYTES: usize = 8;
