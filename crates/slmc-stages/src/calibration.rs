@@ -65,11 +65,13 @@ pub fn pack<'a>(
     checkpoint: &Checkpoint,
     tokenizer: &Tokenizer,
 ) -> Result<PackedTokens, StageError> {
-    let wrong = |e: String| StageError::Input(e);
-    let template = checkpoint.tokenizer.as_ref().map(ChatTemplate::of).transpose().map_err(|e| wrong(e.to_string()))?;
+    let template = match &checkpoint.tokenizer {
+        Some(files) => ChatTemplate::from_files(files, tokenizer).map_err(|e| StageError::Input(e.to_string()))?,
+        None => None,
+    };
     let mut packed = PackedTokens::from_tokens(Vec::new());
     for document in documents {
-        packed.push(document, tokenizer, template.flatten_ref()).map_err(|e| wrong(e.to_string()))?;
+        packed.push(document, tokenizer, template.as_ref()).map_err(|e| StageError::Input(e.to_string()))?;
     }
     Ok(packed)
 }

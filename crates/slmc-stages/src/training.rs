@@ -3,16 +3,18 @@
 use std::sync::Arc;
 
 use serde_json::json;
-use slmc_data::{Batches, PackedTokens, Tokenizer};
+use slmc_data::{Batches, PackedTokens, Split};
 use slmc_interop::{WriteOptions, write_hf_folder};
 use slmc_ir::{Checkpoint, Format, Lineage, Outline, Step};
 use slmc_model::Decoder;
 use slmc_recipe::{Budget, DistillConfig, Finished, Rejection, Stage, StageContext, StageError, TrainConfig};
-use slmc_train::{DistillSettings, Stopped, TrainInputs, TrainSettings, train};
+use slmc_train::{
+    Batch, BatchSource, DistillSettings, Stopped, TrainError, TrainInputs, TrainSettings, train,
+};
 
 use crate::{
     Surroundings,
-    calibration::{documents_of, tokenizer_of},
+    calibration::{Dataset, pack, tokenizer_of},
     open::{open_device, open_model, outline_of},
 };
 
@@ -43,7 +45,7 @@ impl Training {
         if !(config.temperature > 0.0 && config.temperature.is_finite()) {
             return Err(format!("temperature = {}: must be above 0", config.temperature));
         }
-        let settings = DistillSettings { temperature: config.temperature as f32, alpha: config.alpha as f32 };
+        let settings = DistillSettings { temperature: config.temperature, alpha: config.alpha };
         Ok(Self {
             teaching: Some(Teaching { teacher: config.teacher, settings }),
             config: config.train,
@@ -82,24 +84,23 @@ impl Training {
     }
 
     /// Training batches, and the fixed ones that are held out.
-    fn batches(&self, tokenizer: &Tokenizer, seed: u64) -> Result<(Batches, Option<Batches>), StageError> {
+    fn batches(&self, input: &Checkpoint, seed: u64) -> Result<(Batches, Option<Batches>), StageError> {
         let TrainConfig { data, eval_data, seq_len, batch_size, .. } = &self.config;
-        let wrong = |e: slmc_data::DataError| StageError::Input(e.to_string());
-        let documents = documents_of(data, &self.around)?;
-        let batches =
-            |tokens: PackedTokens, seed| Batches::new(Arc::new(tokens), *seq_len, *batch_size, seed);
-        let train =
-            batches(PackedTokens::pack(documents.train(), tokenizer).map_err(wrong)?, seed).map_err(wrong)?;
-        let held_out = match eval_data {
-            Some(other) => PackedTokens::pack(documents_of(other, &self.around)?.all(), tokenizer),
-            None => PackedTokens::pack(documents.held_out(), tokenizer),
+        let tokenizer = tokenizer_of(input)?;
+        let dataset = Dataset::open(data, &self.around)?;
+        let batches = |tokens: PackedTokens, seed| {
+            Batches::new(Arc::new(tokens), *seq_len, *batch_size, seed).map_err(|e| StageError::Input(e.to_string()))
         };
-        let held_out = held_out.map_err(wrong)?;
+        let train = batches(pack(dataset.of(Split::Train), input, &tokenizer)?, seed)?;
+        let held_out = match eval_data {
+            Some(other) => pack(Dataset::open(other, &self.around)?.all(), input, &tokenizer)?,
+            None => pack(dataset.of(Split::Valid), input, &tokenizer)?,
+        };
         if held_out.tokens().len() <= *seq_len * *batch_size {
             return Ok((train, None));
         }
         // The held-out batches are the same whatever the run's seed: runs can be compared.
-        Ok((train, Some(batches(held_out, 0).map_err(wrong)?)))
+        Ok((train, Some(batches(held_out, 0)?)))
     }
 
     fn teacher(&self, context: &StageContext<'_>) -> Result<Option<Checkpoint>, StageError> {
@@ -109,6 +110,20 @@ impl Training {
         let none = "distillation needs a teacher: the recipe's `model`, or `teacher` in the stage";
         teacher.map(Some).ok_or_else(|| StageError::Input(none.to_owned()))
     }
+}
+
+/// The data's batches as the loop takes them.
+struct Source(Batches);
+
+impl BatchSource for Source {
+    fn batch(&self, index: u64) -> Result<Batch, TrainError> {
+        Ok(plain(self.0.batch(index)))
+    }
+}
+
+fn plain(batch: slmc_data::Batch) -> Batch {
+    let loss_mask = batch.loss_mask.unwrap_or_else(|| vec![true; batch.targets.len()]);
+    Batch { inputs: batch.inputs, targets: batch.targets, loss_mask }
 }
 
 /// Soft targets mean something only between equal vocabularies.
@@ -147,7 +162,7 @@ impl Stage for Training {
         if let Some(teacher) = &teacher {
             check_same_tokenizer(teacher, &input)?;
         }
-        let (train_batches, eval_batches) = self.batches(&tokenizer_of(&input)?, context.seed)?;
+        let (train_batches, eval_batches) = self.batches(&input, context.seed)?;
         let mut fallbacks = Vec::new();
         if eval_batches.is_none() {
             let message = "the data holds out too little for evaluations during training: there are none";
@@ -160,21 +175,30 @@ impl Stage for Training {
         };
         let teacher_decoder = teacher.as_ref().map(|teacher| load(teacher, &device)).transpose()?;
         let settings = self.settings(context.seed);
+        let held_out = eval_batches.iter().flat_map(|batches| {
+            let n_batches = batches.n_batches_per_epoch().min(self.config.eval_batches as u64);
+            (0..n_batches).map(|index| plain(batches.batch(index)))
+        });
         let inputs = TrainInputs {
             student: load(&input, &device)?,
             teacher: teacher_decoder.as_ref(),
-            train: &train_batches,
-            eval: eval_batches.as_ref(),
-            eval_batches: self.config.eval_batches,
+            train: &Source(train_batches),
+            eval: &held_out.collect::<Vec<_>>(),
             run_dir: context.folder,
             // The runner gives each set of settings and inputs a folder of its own.
             inputs_hash: String::new(),
         };
-        let outcome =
-            train(inputs, &settings, &device, context.host).map_err(|e| StageError::Failed(e.to_string()))?;
-        if outcome.stopped == Stopped::Interrupted {
-            let message = format!("after step {}; everything is saved", outcome.steps);
-            return Err(StageError::Interrupted(message));
+        let outcome = train(inputs, &settings, &device, context.host).map_err(|e| StageError::Failed(e.to_string()))?;
+        match outcome.stopped {
+            Stopped::Completed => {}
+            Stopped::Interrupted => {
+                return Err(StageError::Interrupted(format!("after step {}; everything is saved", outcome.steps)));
+            }
+            Stopped::OutOfTime => {
+                let message = format!("out of time after step {}: the machine slowed down; the last steps are missing", outcome.steps);
+                context.host.warn(&message);
+                fallbacks.push(message);
+            }
         }
         self.finish(&input, outcome, fallbacks, context)
     }
@@ -212,12 +236,12 @@ impl Training {
         let options = WriteOptions { float: Some(float), ..WriteOptions::default() };
         write_hf_folder(&checkpoint, &artefact, &options, context.host)
             .map_err(|e| StageError::Failed(e.to_string()))?;
-        slmc_train::remove_checkpoints(context.folder).map_err(|e| StageError::Failed(e.to_string()))?;
+        slmc_train::discard_checkpoints(context.folder).map_err(|e| StageError::Failed(e.to_string()))?;
         let report = json!({
             "steps": outcome.steps,
             "tokens": outcome.tokens,
             "final_loss": outcome.final_loss,
-            "final_eval": outcome.final_eval,
+            "final_eval": outcome.eval,
         });
         Ok(Finished { artefact, report, fallbacks })
     }
