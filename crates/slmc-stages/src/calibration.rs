@@ -22,6 +22,12 @@ pub fn tokenizer_of(checkpoint: &Checkpoint) -> Result<Tokenizer, StageError> {
     Tokenizer::from_files(files).map_err(|e| StageError::Input(e.to_string()))
 }
 
+/// Whether two tokenizers give the same id to the same token.
+pub fn same_vocabulary(one: &Tokenizer, other: &Tokenizer) -> bool {
+    let same = |id: usize| one.token_content(id as TokenId) == other.token_content(id as TokenId);
+    one.vocab_size() == other.vocab_size() && (0..one.vocab_size()).all(same)
+}
+
 /// A dataset's documents, told apart by what they are for.
 pub struct Dataset {
     documents: Vec<Document>,
@@ -66,7 +72,9 @@ pub fn pack<'a>(
     tokenizer: &Tokenizer,
 ) -> Result<PackedTokens, StageError> {
     let template = match &checkpoint.tokenizer {
-        Some(files) => ChatTemplate::from_files(files, tokenizer).map_err(|e| StageError::Input(e.to_string()))?,
+        Some(files) => {
+            ChatTemplate::from_files(files, tokenizer).map_err(|e| StageError::Input(e.to_string()))?
+        }
         None => None,
     };
     let mut packed = PackedTokens::from_tokens(Vec::new());

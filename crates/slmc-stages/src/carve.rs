@@ -17,11 +17,7 @@ use slmc_ir::{
 use slmc_model::Decoder;
 use slmc_recipe::{CarveConfig, Finished, Rejection, Stage, StageContext, StageError};
 
-use crate::{
-    Surroundings,
-    calibration::sequences,
-    open::open_device,
-};
+use crate::{Surroundings, calibration::sequences, open::open_device};
 
 /// Blocks that are tried in each round of removal: those of least influence.
 const CANDIDATES: usize = 8;
@@ -81,7 +77,14 @@ impl Stage for Carve {
             Decoder::load(&*input.weights, &device).map_err(|e| StageError::Failed(e.to_string()))?;
         let CarveConfig { calibration, n_sequences, seq_len, .. } = &self.config;
         let tokens = sequences(calibration, *n_sequences, *seq_len, &input, &self.around)?;
-        let surgeon = Surgeon { input: &input, decoder, device, batches: batches(&tokens), config: &self.config, context };
+        let surgeon = Surgeon {
+            input: &input,
+            decoder,
+            device,
+            batches: batches(&tokens),
+            config: &self.config,
+            context,
+        };
         let removed = surgeon.blocks_to_remove(input.spec().n_layers - spec.n_layers)?;
         let kept: Vec<usize> = (0..input.spec().n_layers).filter(|i| !removed.contains(i)).collect();
         let narrowed =
@@ -266,7 +269,8 @@ impl Surgeon<'_> {
     fn down_projection(&self, index: usize) -> Result<Array2<f32>, StageError> {
         let key = TensorKey::block(index, Role::Down);
         let weight = self.input.weights.read(key).map_err(|e| StageError::Failed(e.to_string()))?;
-        let numbers = slmc_blocks::decode_weight(&weight).map_err(|e| StageError::Failed(format!("{key}: {e}")))?;
+        let numbers =
+            slmc_blocks::decode_weight(&weight).map_err(|e| StageError::Failed(format!("{key}: {e}")))?;
         let shape = (weight.n_rows(), weight.n_columns());
         Array2::from_shape_vec(shape, numbers).map_err(|e| StageError::Failed(format!("{key}: {e}")))
     }

@@ -7,7 +7,7 @@ use slmc_recipe::{EvalConfig, Evaluation, StageError};
 
 use crate::{
     Surroundings,
-    calibration::{Dataset, text_of_document, tokenizer_of},
+    calibration::{Dataset, same_vocabulary, text_of_document, tokenizer_of},
     open::open_device,
 };
 
@@ -48,7 +48,8 @@ pub fn evaluator_of(checkpoint: &Checkpoint, surroundings: &Surroundings) -> Res
 /// The text of a dataset, documents one after the other.
 fn text_of(data: &str, surroundings: &Surroundings) -> Result<String, StageError> {
     let dataset = Dataset::open(data, surroundings)?;
-    let texts: Result<Vec<&str>, StageError> = dataset.to_measure_on().into_iter().map(text_of_document).collect();
+    let texts: Result<Vec<&str>, StageError> =
+        dataset.to_measure_on().into_iter().map(text_of_document).collect();
     Ok(texts?.join("\n"))
 }
 
@@ -62,7 +63,7 @@ pub fn divergence_of(
     host: &dyn Host,
 ) -> Result<Divergence, StageError> {
     let tokenizer = tokenizer_of(checkpoint)?;
-    if tokenizer.vocabulary() != tokenizer_of(baseline)?.vocabulary() {
+    if !same_vocabulary(&tokenizer, &tokenizer_of(baseline)?) {
         let message =
             "the two models have different tokenizers: their distributions are about different tokens";
         return Err(StageError::Input(message.to_owned()));

@@ -3,8 +3,8 @@
 use std::{path::Path, sync::Arc};
 
 use serde_json::json;
-use slmc_interop::{WriteOptions, read_config, write_hf_folder};
 use slmc_data::Split;
+use slmc_interop::{WriteOptions, read_config, write_hf_folder};
 use slmc_ir::{Checkpoint, Extras, Format, Lineage, ModelSpec, Outline, TokenizerFiles};
 use slmc_model::Decoder;
 use slmc_recipe::{Finished, FreshConfig, Rejection, Stage, StageContext, StageError};

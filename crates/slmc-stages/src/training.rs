@@ -14,7 +14,7 @@ use slmc_train::{
 
 use crate::{
     Surroundings,
-    calibration::{Dataset, pack, tokenizer_of},
+    calibration::{Dataset, pack, same_vocabulary, tokenizer_of},
     open::{open_device, open_model, outline_of},
 };
 
@@ -89,7 +89,8 @@ impl Training {
         let tokenizer = tokenizer_of(input)?;
         let dataset = Dataset::open(data, &self.around)?;
         let batches = |tokens: PackedTokens, seed| {
-            Batches::new(Arc::new(tokens), *seq_len, *batch_size, seed).map_err(|e| StageError::Input(e.to_string()))
+            Batches::new(Arc::new(tokens), *seq_len, *batch_size, seed)
+                .map_err(|e| StageError::Input(e.to_string()))
         };
         let train = batches(pack(dataset.of(Split::Train), input, &tokenizer)?, seed)?;
         let held_out = match eval_data {
@@ -128,8 +129,7 @@ fn plain(batch: slmc_data::Batch) -> Batch {
 
 /// Soft targets mean something only between equal vocabularies.
 fn check_same_tokenizer(teacher: &Checkpoint, student: &Checkpoint) -> Result<(), StageError> {
-    let vocabulary = |c: &Checkpoint| tokenizer_of(c).map(|tokenizer| tokenizer.vocabulary());
-    if vocabulary(teacher)? != vocabulary(student)? {
+    if !same_vocabulary(&tokenizer_of(teacher)?, &tokenizer_of(student)?) {
         let message = "teacher and student have different tokenizers: their soft targets are about different tokens. \
                        Choose a student with the teacher's tokenizer, or carve one out of the teacher";
         return Err(StageError::Input(message.to_owned()));
@@ -188,14 +188,21 @@ impl Stage for Training {
             // The runner gives each set of settings and inputs a folder of its own.
             inputs_hash: String::new(),
         };
-        let outcome = train(inputs, &settings, &device, context.host).map_err(|e| StageError::Failed(e.to_string()))?;
+        let outcome =
+            train(inputs, &settings, &device, context.host).map_err(|e| StageError::Failed(e.to_string()))?;
         match outcome.stopped {
             Stopped::Completed => {}
             Stopped::Interrupted => {
-                return Err(StageError::Interrupted(format!("after step {}; everything is saved", outcome.steps)));
+                return Err(StageError::Interrupted(format!(
+                    "after step {}; everything is saved",
+                    outcome.steps
+                )));
             }
             Stopped::OutOfTime => {
-                let message = format!("out of time after step {}: the machine slowed down; the last steps are missing", outcome.steps);
+                let message = format!(
+                    "out of time after step {}: the machine slowed down; the last steps are missing",
+                    outcome.steps
+                );
                 context.host.warn(&message);
                 fallbacks.push(message);
             }
@@ -236,7 +243,9 @@ impl Training {
         let options = WriteOptions { float: Some(float), ..WriteOptions::default() };
         write_hf_folder(&checkpoint, &artefact, &options, context.host)
             .map_err(|e| StageError::Failed(e.to_string()))?;
-        slmc_train::discard_checkpoints(context.folder).map_err(|e| StageError::Failed(e.to_string()))?;
+        // The artefact is complete: what training would resume from is of no more use.
+        let checkpoints = context.folder.join("checkpoints");
+        std::fs::remove_dir_all(checkpoints).map_err(|e| StageError::Failed(e.to_string()))?;
         let report = json!({
             "steps": outcome.steps,
             "tokens": outcome.tokens,
