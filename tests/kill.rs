@@ -70,7 +70,7 @@ fn a_killed_distillation_resumes_to_the_same_bytes() {
 }
 
 #[test]
-#[ignore = "20 kills take minutes: CI runs it by name"]
+#[ignore = "needs minutes: CI runs it by name"]
 fn twenty_kills_change_nothing() {
     check_kills(20);
 }
