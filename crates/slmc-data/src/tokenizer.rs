@@ -122,6 +122,24 @@ impl Tokenizer {
         self.encode(text, Special::Add)
     }
 
+    /// Encodes what a chat template wrote: special tokens are read as such, and BOS is put first where the model
+    /// wants it and the template did not write it.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_chat(&self, text: &str) -> Result<Vec<TokenId>, TokenizeError> {
+        let mut tokens = self.encode(text, Special::Parse)?;
+        if let Some(bos) = self.missing_bos(tokens.first().copied()) {
+            tokens.insert(0, bos);
+        }
+        Ok(tokens)
+    }
+
+    /// BOS, if a text that begins with `first` should have it and does not.
+    pub(crate) fn missing_bos(&self, first: Option<TokenId>) -> Option<TokenId> {
+        self.special.bos.filter(|_| self.special.add_bos && first != self.special.bos)
+    }
+
     /// Encodes a text in which special tokens are written out; beside each token, the bytes of the text that it
     /// stands for (`start..end`; tokens of one character share its bytes).
     ///
