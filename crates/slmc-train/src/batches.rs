@@ -65,7 +65,7 @@ pub(crate) fn check_held_out(batches: &[Batch], settings: &TrainSettings, vocab_
         let n_sequences = (batch.inputs.len() / settings.seq_len).max(1);
         check(batch, index, n_sequences * settings.seq_len, vocab_size)?;
     }
-    if batches.iter().all(|batch| batch.n_targets() == 0) {
+    if !batches.is_empty() && batches.iter().all(|batch| batch.n_targets() == 0) {
         return Err(TrainError::Data { index: 0, message: "the held-out batches have no target".to_owned() });
     }
     Ok(())

@@ -94,7 +94,9 @@ pub fn train(
             drop(student); // before the checkpoint's weights take its place in memory
             let learner = Learner::restore(&saved.path, saved.state.step, &spec, teacher, device)?;
             let step = saved.state.step;
-            (learner, RunState { settings: settings.clone(), ..saved.state }, Some(step))
+            let mut state = saved.state;
+            state.settings = settings.clone();
+            (learner, state, Some(step))
         }
         None => (Learner::new(student, teacher), RunState::new(settings, &inputs_hash), None),
     };
