@@ -57,12 +57,11 @@ fn kld(args: &KldArgs, session: &Session<'_>) -> Result<(), Failure> {
     output::print(session.global.json, &serde_json::to_value(&found).or_run()?, &line)
 }
 
-fn stage_failure(error: slmc_recipe::StageError) -> Failure {
+/// How a failed measurement ends the program.
+pub fn stage_failure(error: slmc_recipe::StageError) -> Failure {
     use slmc_recipe::StageError::{Failed, Input, Interrupted};
     match error {
-        Interrupted(what) => {
-            Failure::Interrupted(format!("{what}; an evaluation keeps nothing: start it again"))
-        }
+        Interrupted(what) => Failure::Interrupted(format!("{what}; nothing of it is kept: start it again")),
         Input(message) => input_error(message),
         Failed(message) => Failure::Run(anyhow::Error::msg(message)),
     }

@@ -301,7 +301,8 @@ impl Surgeon<'_> {
 /// `[batch, seq, width]` as a matrix of `batch * seq` rows.
 fn rows(tensor: Tensor<3>) -> Result<Array2<f32>, StageError> {
     let [n_batch, seq_len, width] = tensor.dims();
-    let numbers = tensor.into_data().into_vec::<f32>().map_err(|e| StageError::Failed(format!("{e:?}")))?;
+    let numbers =
+        tensor.into_data().try_into_vec::<f32>().map_err(|e| StageError::Failed(format!("{e:?}")))?;
     Array2::from_shape_vec((n_batch * seq_len, width), numbers).map_err(|e| StageError::Failed(e.to_string()))
 }
 

@@ -60,7 +60,11 @@ pub(crate) fn of_step(
 }
 
 /// Checks the held-out batches: whole sequences, inside the vocabulary, with something to measure.
-pub(crate) fn check_held_out(batches: &[Batch], settings: &TrainSettings, vocab_size: usize) -> Result<(), TrainError> {
+pub(crate) fn check_held_out(
+    batches: &[Batch],
+    settings: &TrainSettings,
+    vocab_size: usize,
+) -> Result<(), TrainError> {
     for (index, batch) in (0..).zip(batches) {
         let n_sequences = (batch.inputs.len() / settings.seq_len).max(1);
         check(batch, index, n_sequences * settings.seq_len, vocab_size)?;
@@ -78,7 +82,9 @@ fn check(batch: &Batch, index: u64, expected: usize, vocab_size: usize) -> Resul
     }
     let is_foreign = |token: &&TokenId| **token as usize >= vocab_size;
     if let Some(token) = batch.inputs.iter().chain(&batch.targets).find(is_foreign) {
-        let message = format!("token {token} is outside the vocabulary of {vocab_size}: is this the model's own tokenizer?");
+        let message = format!(
+            "token {token} is outside the vocabulary of {vocab_size}: is this the model's own tokenizer?"
+        );
         return Err(TrainError::Data { index, message });
     }
     Ok(())

@@ -16,7 +16,9 @@ pub enum TrainError {
         why: &'static str,
     },
     /// Batches that do not have the shape the settings say.
-    #[error("the batches hold {found} tokens where batch_size x seq_len calls for {expected}: build them from the same settings")]
+    #[error(
+        "the batches hold {found} tokens where batch_size x seq_len calls for {expected}: build them from the same settings"
+    )]
     BatchShape {
         /// Tokens that the settings call for.
         expected: usize,

@@ -49,7 +49,8 @@ impl Learner {
         device: &Device,
     ) -> Result<Self, TrainError> {
         let source = CheckpointSource::open(&folder.join(MODEL_FILE), spec)?;
-        let student = Decoder::load(&source, device).map_err(|e| TrainError::checkpoint(folder, e))?.for_training();
+        let student =
+            Decoder::load(&source, device).map_err(|e| TrainError::checkpoint(folder, e))?.for_training();
         let optimizer = restore_optimizer(&folder.join(OPTIMIZER_FILE), step, &student)?;
         Ok(Self { student, teacher: teacher.map(Decoder::for_evaluation), optimizer })
     }
@@ -111,7 +112,9 @@ impl Learner {
             (Some(teacher), Some(distill)) => {
                 let ids = token_tensor(&batch.inputs, n_rows, n_columns, &teacher.device());
                 let soft = teacher.hidden(ids);
-                run(&|hidden, head| distill_loss(hidden, head, soft.clone(), teacher.head(), batch, distill, share))
+                run(&|hidden, head| {
+                    distill_loss(hidden, head, soft.clone(), teacher.head(), batch, distill, share)
+                })
             }
             _ => run(&|hidden, head| {
                 let weights = batch.weights();
@@ -122,7 +125,12 @@ impl Learner {
     }
 
     /// Mean negative log-likelihood over the target tokens of held-out batches.
-    pub(crate) fn evaluate(&self, batches: &[Batch], step: u64, seq_len: usize) -> Result<EvalFigures, TrainError> {
+    pub(crate) fn evaluate(
+        &self,
+        batches: &[Batch],
+        step: u64,
+        seq_len: usize,
+    ) -> Result<EvalFigures, TrainError> {
         let student = self.student.for_evaluation();
         let (mut sum, mut tokens) = (0.0, 0);
         for batch in batches {
@@ -141,7 +149,8 @@ impl Learner {
     /// Writes the student and the optimizer into a checkpoint's folder.
     pub(crate) fn save(&self, folder: &Path) -> Result<Vec<SavedFile>, TrainError> {
         let keys = self.student.keys();
-        let entries: Vec<Entry> = keys.iter().map(|key| (key.to_string(), key.shape(self.student.spec()))).collect();
+        let entries: Vec<Entry> =
+            keys.iter().map(|key| (key.to_string(), key.shape(self.student.spec()))).collect();
         let model = tensor_file::write(&folder.join(MODEL_FILE), &entries, |i| {
             let parameter = self.student.parameter(keys[i]).ok_or(SourceError::Missing(keys[i]))?;
             numbers(parameter.flat())
@@ -210,7 +219,8 @@ fn nll_sum(hidden: Tensor<3>, head: Tensor<2>, batch: &Batch) -> f64 {
     let device = hidden.device();
     let mut sum = 0.0;
     for chunk in positions.chunks(EVAL_ROWS) {
-        let ids = |numbers: Vec<i32>| Tensor::<1, Int>::from_data(TensorData::new(numbers, [chunk.len()]), &device);
+        let ids =
+            |numbers: Vec<i32>| Tensor::<1, Int>::from_data(TensorData::new(numbers, [chunk.len()]), &device);
         let rows = hidden.clone().select(0, ids(chunk.iter().map(|&i| i as i32).collect()));
         let targets = ids(chunk.iter().map(|&i| batch.targets[i].cast_signed()).collect());
         let log_p = activation::log_softmax(rows.matmul(head.clone().transpose()), 1);

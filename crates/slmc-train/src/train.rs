@@ -11,7 +11,9 @@ use crate::clock::Clock;
 use crate::learner::{Learner, StepFigures};
 use crate::metrics::Metrics;
 use crate::run_folder::RunFolder;
-use crate::{Budget, EvalFigures, LossFigures, MetricsLine, Plan, RunState, TIMED_STEPS, TrainError, TrainSettings};
+use crate::{
+    Budget, EvalFigures, LossFigures, MetricsLine, Plan, RunState, TIMED_STEPS, TrainError, TrainSettings,
+};
 
 /// Seconds between checkpoints when the settings leave it to the clock.
 const CHECKPOINT_SECONDS: f64 = 300.0;
@@ -113,8 +115,12 @@ fn check_models(inputs: &TrainInputs<'_>, settings: &TrainSettings) -> Result<us
     let (teacher_vocab, teacher_context) = match (inputs.teacher, settings.distill) {
         (Some(teacher), Some(_)) => (teacher.spec().vocab_size, teacher.spec().context_len),
         (None, None) => (usize::MAX, usize::MAX),
-        (None, Some(_)) => return Err(TrainError::Teacher("the settings ask for distillation: it needs a teacher")),
-        (Some(_), None) => return Err(TrainError::Teacher("there is a teacher, but no `distill` in the settings")),
+        (None, Some(_)) => {
+            return Err(TrainError::Teacher("the settings ask for distillation: it needs a teacher"));
+        }
+        (Some(_), None) => {
+            return Err(TrainError::Teacher("there is a teacher, but no `distill` in the settings"));
+        }
     };
     if settings.seq_len > student.context_len.min(teacher_context) {
         let why = "must not be longer than the context of student and teacher";

@@ -4,7 +4,9 @@ mod common;
 
 use common::{Counting, bits, device, inputs, lines, settings};
 use slmc_ir::SilentHost;
-use slmc_train::{BatchSource, Budget, DistillSettings, Stopped, TrainError, TrainInputs, TrainSettings, train};
+use slmc_train::{
+    BatchSource, Budget, DistillSettings, Stopped, TrainError, TrainInputs, TrainSettings, train,
+};
 
 #[test]
 fn the_loss_falls_on_a_pattern() {
@@ -55,7 +57,8 @@ fn distillation_brings_the_student_to_its_teacher() {
 #[test]
 fn distillation_learns_nothing_from_masked_positions() {
     let teacher = teacher();
-    let settings = TrainSettings { distill: Some(DistillSettings { temperature: 1.0, alpha: 0.5 }), ..settings(3) };
+    let settings =
+        TrainSettings { distill: Some(DistillSettings { temperature: 1.0, alpha: 0.5 }), ..settings(3) };
     let run = |masked_target| {
         let source = Counting { masked: true, masked_target, ..Counting::of(&settings) };
         let folder = tempfile::tempdir().unwrap();

@@ -144,7 +144,11 @@ pub fn lines(metrics: &Path) -> Vec<MetricsLine> {
 /// A weight's bits, tensor after tensor.
 pub fn bits(decoder: &Decoder) -> Vec<u32> {
     let flat = |key| decoder.parameter(key).unwrap().flat().into_data_as::<f32>();
-    decoder.keys().into_iter().flat_map(|key| flat(key).iter::<f32>().map(f32::to_bits).collect::<Vec<_>>()).collect()
+    decoder
+        .keys()
+        .into_iter()
+        .flat_map(|key| flat(key).iter::<f32>().map(f32::to_bits).collect::<Vec<_>>())
+        .collect()
 }
 
 /// The files of a run's checkpoint after so many steps.
