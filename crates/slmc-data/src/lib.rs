@@ -15,6 +15,7 @@ mod hash;
 mod jsonl;
 mod manifest;
 mod pack;
+mod spelling;
 mod tokenizer;
 
 pub use batches::{Batch, BatchError, Batches};
