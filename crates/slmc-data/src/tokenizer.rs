@@ -3,7 +3,7 @@
 //! What is added around a text comes from [`SpecialTokens`] alone, never from the post-processor of
 //! `tokenizer.json`: there is one answer to "does this model begin a text with BOS", and it is the model's.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::Range};
 
 use rayon::prelude::*;
 use slmc_ir::{SpecialTokens, TokenId, TokenizerFiles};
@@ -158,9 +158,10 @@ impl Tokenizer {
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
-    pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(TokenId, (usize, usize))>, TokenizeError> {
+    pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(TokenId, Range<usize>)>, TokenizeError> {
         let encoding = self.parsing.encode(text, false).map_err(|e| TokenizeError::Encode(e.to_string()))?;
-        Ok(encoding.get_ids().iter().copied().zip(encoding.get_offsets().iter().copied()).collect())
+        let spans = encoding.get_offsets().iter().map(|&(start, end)| start..end);
+        Ok(encoding.get_ids().iter().copied().zip(spans).collect())
     }
 
     fn encode_pieces(
