@@ -35,7 +35,7 @@ const SPECIAL: [&str; 2] = ["<|endoftext|>", "<|im_end|>"];
 
 #[test]
 fn merges_are_those_of_huggingface() {
-    let n_vocab = 700;
+    let n_vocab = 500;
     let ours = train_bpe(&mut [text()].into_iter(), n_vocab, &SPECIAL).unwrap();
     let mut trainer = TrainerWrapper::BpeTrainer(
         BpeTrainerBuilder::new()

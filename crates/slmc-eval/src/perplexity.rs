@@ -126,13 +126,16 @@ pub(crate) fn nll(row: &[f32], token: TokenId, target: usize) -> Result<f64, Eva
     Ok(log_sum_exp(row).ok_or(not_finite)? - f64::from(logit))
 }
 
+/// What is done with the row that predicts a token, named by its place in the text.
+pub(crate) type Visit<'v> = dyn FnMut(usize, &[f32]) -> Result<(), EvalError> + 'v;
+
 /// Runs a window and hands over, in order, the row that predicts each scored token: `visit(target, row)` with
 /// `target` the token's place in the text.
 pub(crate) fn visit_predictions(
     model: &mut dyn LanguageModel,
     text: &EvalText,
     window: &Window,
-    visit: &mut dyn FnMut(usize, &[f32]) -> Result<(), EvalError>,
+    visit: &mut Visit<'_>,
 ) -> Result<(), EvalError> {
     let mut tokens = text.tokens()[window.start..window.end].to_vec();
     if let Some(bos) = text.bos().filter(|_| window.begins_with_bos) {
