@@ -1,23 +1,9 @@
 //! Where training tokens come from, as far as the loop cares: batch `index`, always the same one.
 
+use slmc_data::{Batch, Batches};
 use slmc_ir::TokenId;
 
 use crate::{TrainError, TrainSettings};
-
-/// Sequences to learn from, row by row.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Batch {
-    /// The tokens that go in.
-    pub inputs: Vec<TokenId>,
-    /// The token after each of them.
-    pub targets: Vec<TokenId>,
-    /// Whether each target counts; `None` where all do.
-    pub loss_mask: Option<Vec<bool>>,
-    /// Rows.
-    pub batch_size: usize,
-    /// Tokens of a row.
-    pub seq_len: usize,
-}
 
 /// Number of positions that are learned from.
 pub(crate) fn n_targets(batch: &Batch) -> usize {
@@ -43,6 +29,12 @@ pub(crate) fn weights(batch: &Batch) -> Option<Vec<f32>> {
 pub trait BatchSource {
     /// Batch `index`, counted from 0 without end.
     fn batch(&self, index: u64) -> Result<Batch, TrainError>;
+}
+
+impl BatchSource for Batches {
+    fn batch(&self, index: u64) -> Result<Batch, TrainError> {
+        Ok(Self::batch(self, index))
+    }
 }
 
 /// Takes the batches of one step, and checks them against the settings and the vocabulary.

@@ -5,10 +5,11 @@
 use std::path::Path;
 
 use burn::tensor::{Device, Int, Tensor, TensorData, activation};
+use slmc_data::Batch;
 use slmc_ir::{ModelSpec, SourceError, TensorKey, TokenId, Weight, WeightSource};
 use slmc_model::{AdamW, AdamWHyper, Decoder, Grads, Moment, distillation_loss, gradients, next_token_loss};
 
-use crate::batches::{Batch, n_targets, target_positions, weights};
+use crate::batches::{n_targets, target_positions, weights};
 use crate::run_folder::{MODEL_FILE, OPTIMIZER_FILE, SavedFile};
 use crate::tensor_file::{self, Entry, TensorFile};
 use crate::{DistillSettings, EvalFigures, LossFigures, TrainError, TrainSettings};

@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
+use slmc_data::Batch;
 use slmc_ir::Host;
 use slmc_model::Decoder;
 
-use crate::batches::{self, Batch, BatchSource};
+use crate::batches::{self, BatchSource};
 use crate::clock::Clock;
 use crate::learner::{Learner, StepFigures};
 use crate::metrics::Metrics;

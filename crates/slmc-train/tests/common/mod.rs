@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use burn::tensor::Device;
+use slmc_data::Batch;
 use slmc_ir::{Activation, Biases, Family, Host, ModelSpec, RopeScaling, TokenId};
 use slmc_model::{Decoder, DeviceChoice};
-use slmc_train::{Batch, BatchSource, Budget, MetricsLine, TrainError, TrainInputs, TrainSettings};
+use slmc_train::{BatchSource, Budget, MetricsLine, TrainError, TrainInputs, TrainSettings};
 
 pub fn tiny_spec() -> ModelSpec {
     ModelSpec {
