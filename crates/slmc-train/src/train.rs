@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
+use slmc_data::Batch;
 use slmc_ir::Host;
 use slmc_model::Decoder;
 
-use crate::batches::{self, Batch, BatchSource};
+use crate::batches::{self, BatchSource};
 use crate::clock::Clock;
 use crate::learner::{Learner, StepFigures};
 use crate::metrics::Metrics;
@@ -86,7 +87,7 @@ pub fn train(
 ) -> Result<Outcome, TrainError> {
     settings.validate()?;
     let vocab_size = check_models(&inputs, settings)?;
-    batches::check_held_out(inputs.eval, settings, vocab_size)?;
+    batches::check_held_out(inputs.eval, vocab_size)?;
     let folder = RunFolder::open(inputs.run_dir)?;
     let TrainInputs { student, teacher, train, eval, run_dir, inputs_hash } = inputs;
     let (learner, state, saved_step) = match folder.latest(host)? {
@@ -174,9 +175,9 @@ impl Run<'_> {
     /// One optimizer step and what is due after it: resolving the plan, evaluation, log line, checkpoint.
     fn one_step(&mut self, learner: Learner) -> Result<Learner, TrainError> {
         let settings = self.settings;
+        self.clock.begin_step();
         let batches = batches::of_step(self.train, self.state.step, settings, self.vocab_size)?;
         let rate = self.state.plan.learning_rate(settings, self.state.step);
-        self.clock.begin_step();
         let (learner, figures) = learner.step(&batches, self.state.step + 1, rate, settings)?;
         let step_seconds = self.clock.end_step();
         self.state.step += 1;
@@ -256,7 +257,7 @@ impl Run<'_> {
 
     fn evaluate(&mut self, learner: &Learner) -> Result<EvalFigures, TrainError> {
         let began = self.clock.seconds();
-        let figures = learner.evaluate(self.eval, self.state.step, self.settings.seq_len)?;
+        let figures = learner.evaluate(self.eval, self.state.step)?;
         self.clock.note_eval(self.clock.seconds() - began);
         self.state.eval = Some((self.state.step, figures));
         Ok(figures)

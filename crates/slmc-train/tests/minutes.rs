@@ -5,7 +5,8 @@ mod common;
 use std::sync::atomic::Ordering;
 
 use common::{Counting, FakeHost, bits, device, inputs, settings};
-use slmc_train::{Batch, BatchSource, Budget, Stopped, TrainError, TrainInputs, TrainSettings, train};
+use slmc_data::Batch;
+use slmc_train::{BatchSource, Budget, Stopped, TrainError, TrainInputs, TrainSettings, train};
 
 /// Batches that take time: the clock moves when a step's batch is read.
 struct Slow<'a> {
