@@ -1,0 +1,69 @@
+//! Measuring models.
+
+use slmc_eval::Protocol;
+use slmc_stages::{divergence_of, perplexity_of};
+
+use super::{Session, model};
+use crate::{
+    args::{EvalVerb, KldArgs, PplArgs},
+    failure::{Failure, OrFail, input_error},
+    output,
+};
+
+/// Runs an evaluation.
+pub fn eval(verb: &EvalVerb, session: &Session<'_>) -> Result<(), Failure> {
+    match verb {
+        EvalVerb::Ppl(args) => ppl(args, session),
+        EvalVerb::Kld(args) => kld(args, session),
+    }
+}
+
+fn ppl(args: &PplArgs, session: &Session<'_>) -> Result<(), Failure> {
+    let checkpoint = model::open(&args.model)?;
+    let text = &args.text;
+    let protocol = match args.protocol.as_str() {
+        "rolling" => Protocol::Rolling { ctx: text.ctx, stride: text.ctx / 2, chunks: text.chunks },
+        _ => Protocol::Llama { ctx: text.ctx, chunks: text.chunks },
+    };
+    let found = perplexity_of(&checkpoint, &text.data, protocol, &session.surroundings, session.terminal);
+    let found = found.map_err(stage_failure)?;
+    let line = format!(
+        "perplexity {:.4} ± {:.4} over {} tokens, {:.4} bits per byte",
+        found.ppl, found.standard_error, found.tokens, found.bits_per_byte
+    );
+    output::print(session.global.json, &serde_json::to_value(&found).or_run()?, &line)
+}
+
+fn kld(args: &KldArgs, session: &Session<'_>) -> Result<(), Failure> {
+    let (checkpoint, baseline) = (model::open(&args.model)?, model::open(&args.baseline)?);
+    let text = &args.text;
+    let found = divergence_of(
+        &checkpoint,
+        &baseline,
+        &text.data,
+        (text.ctx, text.chunks),
+        &session.surroundings,
+        session.terminal,
+    );
+    let found = found.map_err(stage_failure)?;
+    let line = format!(
+        "KL divergence {:.5}, same top token {:.2} %, perplexity {:.4} (baseline {:.4}) over {} tokens",
+        found.kld,
+        found.same_top * 100.0,
+        found.ppl,
+        found.ppl_base,
+        found.tokens
+    );
+    output::print(session.global.json, &serde_json::to_value(&found).or_run()?, &line)
+}
+
+fn stage_failure(error: slmc_recipe::StageError) -> Failure {
+    use slmc_recipe::StageError::{Failed, Input, Interrupted};
+    match error {
+        Interrupted(what) => {
+            Failure::Interrupted(format!("{what}; an evaluation keeps nothing: start it again"))
+        }
+        Input(message) => input_error(message),
+        Failed(message) => Failure::Run(anyhow::Error::msg(message)),
+    }
+}
