@@ -1,6 +1,6 @@
 //! Measuring models.
 
-use slmc_eval::Protocol;
+use slmc_eval::{Protocol, Windowing};
 use slmc_stages::{divergence_of, perplexity_of};
 
 use super::{Session, model};
@@ -22,10 +22,11 @@ fn ppl(args: &PplArgs, session: &Session<'_>) -> Result<(), Failure> {
     let checkpoint = model::open(&args.model)?;
     let text = &args.text;
     let protocol = match args.protocol.as_str() {
-        "rolling" => Protocol::Rolling { ctx: text.ctx, stride: text.ctx / 2, chunks: text.chunks },
-        _ => Protocol::Llama { ctx: text.ctx, chunks: text.chunks },
+        "rolling" => Protocol::Rolling { stride: (text.ctx / 2).max(1) },
+        _ => Protocol::Llama,
     };
-    let found = perplexity_of(&checkpoint, &text.data, protocol, &session.surroundings, session.terminal);
+    let windowing = Windowing { protocol, ctx: text.ctx, chunks: text.chunks };
+    let found = perplexity_of(&checkpoint, &text.data, windowing, &session.surroundings, session.terminal);
     let found = found.map_err(stage_failure)?;
     let line = format!(
         "perplexity {:.4} ± {:.4} over {} tokens, {:.4} bits per byte",
@@ -41,7 +42,7 @@ fn kld(args: &KldArgs, session: &Session<'_>) -> Result<(), Failure> {
         &checkpoint,
         &baseline,
         &text.data,
-        (text.ctx, text.chunks),
+        Windowing::llama(text.ctx, text.chunks),
         &session.surroundings,
         session.terminal,
     );
