@@ -28,9 +28,10 @@ fn ppl(args: &PplArgs, session: &Session<'_>) -> Result<(), Failure> {
     let windowing = Windowing { protocol, ctx: text.ctx, chunks: text.chunks };
     let found = perplexity_of(&checkpoint, &text.data, windowing, &session.surroundings, session.terminal);
     let found = found.map_err(stage_failure)?;
+    let bits = found.bits_per_byte.map_or(String::new(), |bits| format!(", {bits:.4} bits per byte"));
     let line = format!(
-        "perplexity {:.4} ± {:.4} over {} tokens, {:.4} bits per byte",
-        found.ppl, found.standard_error, found.tokens, found.bits_per_byte
+        "perplexity {:.4} ± {:.4} over {} tokens{bits}",
+        found.ppl, found.standard_error, found.tokens
     );
     output::print(session.global.json, &serde_json::to_value(&found).or_run()?, &line)
 }

@@ -29,6 +29,6 @@ pub use error::{FieldError, OpenError, OpenFault, TensorError, TokenizerError, W
 pub use fingerprint::{FileSummary, fingerprint, summarize};
 pub use finite::check_finite;
 pub use gguf::write_gguf;
-pub use hf::write_hf_folder;
+pub use hf::{open_config, write_hf_folder};
 pub use open::open;
 pub use write::{WriteOptions, Written};

@@ -10,6 +10,7 @@ mod tokenizer_write;
 mod weights;
 mod write;
 
+pub use read::open_config;
 pub(crate) use read::{CONFIG_FILE, open_folder};
 pub use write::write_hf_folder;
 

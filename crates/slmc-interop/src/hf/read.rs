@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use serde_json::Value;
-use slmc_ir::Checkpoint;
+use slmc_ir::{Checkpoint, ModelSpec};
 
 use super::{
     CONFIG_EXTRA, TOKENIZER_CONFIG_EXTRA, config_read::read_config, sidecar, tokenizer_read::read_tokenizer,
@@ -18,6 +18,15 @@ use crate::{
 
 /// The file that makes a folder a Hugging Face model.
 pub(crate) const CONFIG_FILE: &str = "config.json";
+
+/// Reads a `config.json` alone: the dimensions of a model that has no weights yet.
+///
+/// # Errors
+/// When the file is not there, is not JSON, or describes a model that slmc does not know.
+pub fn open_config(path: &Path) -> Result<ModelSpec, OpenError> {
+    let config = read_object(path)?.ok_or_else(|| OpenFault::NotAModel.at(path))?;
+    read_config(&config).at(path)
+}
 
 /// Opens the folder. Weights are mapped, not read.
 pub(crate) fn open_folder(folder: &Path) -> Result<Checkpoint, OpenError> {
