@@ -1,41 +1,40 @@
 //! Where training tokens come from, as far as the loop cares: batch `index`, always the same one.
 
+use slmc_data::{Batch, Batches};
 use slmc_ir::TokenId;
 
 use crate::{TrainError, TrainSettings};
 
-/// Sequences to learn from, one after another in each field.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Batch {
-    /// What the model is given.
-    pub inputs: Vec<TokenId>,
-    /// What comes next at each position.
-    pub targets: Vec<TokenId>,
-    /// Which positions are learned from.
-    pub loss_mask: Vec<bool>,
+/// Number of positions that are learned from.
+pub(crate) fn n_targets(batch: &Batch) -> usize {
+    match &batch.loss_mask {
+        Some(mask) => mask.iter().filter(|&&counts| counts).count(),
+        None => batch.targets.len(),
+    }
 }
 
-impl Batch {
-    /// Number of positions that are learned from.
-    pub fn n_targets(&self) -> usize {
-        self.loss_mask.iter().filter(|&&learn| learn).count()
-    }
+/// The positions that are learned from.
+pub(crate) fn target_positions(batch: &Batch) -> Vec<usize> {
+    let counts = |&i: &usize| batch.loss_mask.as_ref().is_none_or(|mask| mask[i]);
+    (0..batch.targets.len()).filter(counts).collect()
+}
 
-    pub(crate) fn target_positions(&self) -> Vec<usize> {
-        (0..self.loss_mask.len()).filter(|&i| self.loss_mask[i]).collect()
-    }
-
-    /// The mask as weights, or `None` when every position is learned from.
-    pub(crate) fn weights(&self) -> Option<Vec<f32>> {
-        let weights = || self.loss_mask.iter().map(|&learn| f32::from(u8::from(learn))).collect();
-        self.loss_mask.contains(&false).then(weights)
-    }
+/// The mask as weights, or `None` when every position is learned from.
+pub(crate) fn weights(batch: &Batch) -> Option<Vec<f32>> {
+    let mask = batch.loss_mask.as_ref()?;
+    mask.contains(&false).then(|| mask.iter().map(|&counts| f32::from(u8::from(counts))).collect())
 }
 
 /// A pure function from an index to a batch: so a resumed run sees what an unbroken one would have seen.
 pub trait BatchSource {
     /// Batch `index`, counted from 0 without end.
     fn batch(&self, index: u64) -> Result<Batch, TrainError>;
+}
+
+impl BatchSource for Batches {
+    fn batch(&self, index: u64) -> Result<Batch, TrainError> {
+        Ok(Self::batch(self, index))
+    }
 }
 
 /// Takes the batches of one step, and checks them against the settings and the vocabulary.
@@ -48,37 +47,45 @@ pub(crate) fn of_step(
     let n = settings.accumulate as u64;
     let batches = (step * n..(step + 1) * n).map(|index| {
         let batch = source.batch(index)?;
-        check(&batch, index, settings.batch_size * settings.seq_len, vocab_size)?;
+        let (expected, found) = ([settings.batch_size, settings.seq_len], [batch.batch_size, batch.seq_len]);
+        if found != expected {
+            return Err(TrainError::BatchShape { expected, found });
+        }
+        check(&batch, index, vocab_size)?;
         Ok(batch)
     });
     let batches = batches.collect::<Result<Vec<_>, TrainError>>()?;
-    if batches.iter().all(|batch| batch.n_targets() == 0) {
+    if batches.iter().all(|batch| n_targets(batch) == 0) {
         let message = "no position is learned from: every one is masked".to_owned();
         return Err(TrainError::Data { index: step * n, message });
     }
     Ok(batches)
 }
 
-/// Checks the held-out batches: whole sequences, inside the vocabulary, with something to measure.
-pub(crate) fn check_held_out(batches: &[Batch], settings: &TrainSettings, vocab_size: usize) -> Result<(), TrainError> {
+/// Checks the held-out batches: inside the vocabulary, with something to measure.
+pub(crate) fn check_held_out(batches: &[Batch], vocab_size: usize) -> Result<(), TrainError> {
     for (index, batch) in (0..).zip(batches) {
-        let n_sequences = (batch.inputs.len() / settings.seq_len).max(1);
-        check(batch, index, n_sequences * settings.seq_len, vocab_size)?;
+        check(batch, index, vocab_size)?;
     }
-    if !batches.is_empty() && batches.iter().all(|batch| batch.n_targets() == 0) {
+    if !batches.is_empty() && batches.iter().all(|batch| n_targets(batch) == 0) {
         return Err(TrainError::Data { index: 0, message: "the held-out batches have no target".to_owned() });
     }
     Ok(())
 }
 
-fn check(batch: &Batch, index: u64, expected: usize, vocab_size: usize) -> Result<(), TrainError> {
-    let lengths = [batch.inputs.len(), batch.targets.len(), batch.loss_mask.len()];
-    if let Some(&found) = lengths.iter().find(|&&length| length != expected) {
-        return Err(TrainError::BatchShape { expected, found });
+fn check(batch: &Batch, index: u64, vocab_size: usize) -> Result<(), TrainError> {
+    let n_masked = batch.loss_mask.as_ref().map_or(batch.inputs.len(), Vec::len);
+    let lengths = [batch.inputs.len(), batch.targets.len(), n_masked];
+    if lengths.iter().any(|&length| Some(length) != batch.batch_size.checked_mul(batch.seq_len)) {
+        let (rows, columns) = (batch.batch_size, batch.seq_len);
+        let message = format!("{lengths:?} inputs, targets and masks where {rows} rows of {columns} belong");
+        return Err(TrainError::Data { index, message });
     }
     let is_foreign = |token: &&TokenId| **token as usize >= vocab_size;
     if let Some(token) = batch.inputs.iter().chain(&batch.targets).find(is_foreign) {
-        let message = format!("token {token} is outside the vocabulary of {vocab_size}: is this the model's own tokenizer?");
+        let message = format!(
+            "token {token} is outside the vocabulary of {vocab_size}: is this the model's own tokenizer?"
+        );
         return Err(TrainError::Data { index, message });
     }
     Ok(())

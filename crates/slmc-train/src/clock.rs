@@ -49,7 +49,10 @@ impl<'a> Clock<'a> {
         // A session's first step warms up caches and devices: it counts only until there is a second one.
         self.step_seconds = match self.n_steps {
             1 | 2 => seconds,
-            _ => self.step_seconds + (seconds - self.step_seconds) * NEWEST.max(1.0 / (self.n_steps - 1) as f64),
+            _ => {
+                self.step_seconds
+                    + (seconds - self.step_seconds) * NEWEST.max(1.0 / (self.n_steps - 1) as f64)
+            }
         };
         seconds
     }

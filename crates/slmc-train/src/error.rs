@@ -16,12 +16,15 @@ pub enum TrainError {
         why: &'static str,
     },
     /// Batches that do not have the shape the settings say.
-    #[error("the batches hold {found} tokens where batch_size x seq_len calls for {expected}: build them from the same settings")]
+    #[error(
+        "the batches have {found:?} rows and tokens a row where the settings say {expected:?}: build them from the \
+         same batch_size and seq_len"
+    )]
     BatchShape {
-        /// Tokens that the settings call for.
-        expected: usize,
-        /// Tokens in a batch.
-        found: usize,
+        /// `[batch_size, seq_len]` by the settings.
+        expected: [usize; 2],
+        /// The same of a batch.
+        found: [usize; 2],
     },
     /// The data could not be read.
     #[error("batch {index}: {message}")]

@@ -5,10 +5,11 @@
 use std::path::Path;
 
 use burn::tensor::{Device, Int, Tensor, TensorData, activation};
+use slmc_data::Batch;
 use slmc_ir::{ModelSpec, SourceError, TensorKey, TokenId, Weight, WeightSource};
 use slmc_model::{AdamW, AdamWHyper, Decoder, Grads, Moment, distillation_loss, gradients, next_token_loss};
 
-use crate::batches::Batch;
+use crate::batches::{n_targets, target_positions, weights};
 use crate::run_folder::{MODEL_FILE, OPTIMIZER_FILE, SavedFile};
 use crate::tensor_file::{self, Entry, TensorFile};
 use crate::{DistillSettings, EvalFigures, LossFigures, TrainError, TrainSettings};
@@ -49,7 +50,8 @@ impl Learner {
         device: &Device,
     ) -> Result<Self, TrainError> {
         let source = CheckpointSource::open(&folder.join(MODEL_FILE), spec)?;
-        let student = Decoder::load(&source, device).map_err(|e| TrainError::checkpoint(folder, e))?.for_training();
+        let student =
+            Decoder::load(&source, device).map_err(|e| TrainError::checkpoint(folder, e))?.for_training();
         let optimizer = restore_optimizer(&folder.join(OPTIMIZER_FILE), step, &student)?;
         Ok(Self { student, teacher: teacher.map(Decoder::for_evaluation), optimizer })
     }
@@ -68,11 +70,11 @@ impl Learner {
         rate: f64,
         settings: &TrainSettings,
     ) -> Result<(Self, StepFigures), TrainError> {
-        let n_targets: usize = batches.iter().map(Batch::n_targets).sum();
+        let n_all: usize = batches.iter().map(n_targets).sum();
         let mut losses = LossFigures::default();
         let mut grads = Grads::default();
-        for batch in batches.iter().filter(|batch| batch.n_targets() > 0) {
-            let share = batch.n_targets() as f64 / n_targets as f64;
+        for batch in batches.iter().filter(|batch| n_targets(batch) > 0) {
+            let share = n_targets(batch) as f64 / n_all as f64;
             let (part, part_grads) = self.backward(batch, share, settings);
             add(&mut losses, part);
             grads.accumulate(part_grads);
@@ -99,7 +101,7 @@ impl Learner {
 
     /// Loss and gradients of one micro-batch, both times `share`.
     fn backward(&self, batch: &Batch, share: f64, settings: &TrainSettings) -> (LossFigures, Grads) {
-        let (n_rows, n_columns) = (settings.batch_size, settings.seq_len);
+        let (n_rows, n_columns) = (batch.batch_size, batch.seq_len);
         let run = |loss: &dyn Fn(Tensor<3>, Tensor<2>) -> (Tensor<1>, LossFigures)| {
             let scaled = |hidden, head| {
                 let (total, figures) = loss(hidden, head);
@@ -109,12 +111,13 @@ impl Learner {
         };
         let (total, figures, grads) = match (&self.teacher, settings.distill) {
             (Some(teacher), Some(distill)) => {
-                let ids = token_tensor(&batch.inputs, n_rows, n_columns, &teacher.device());
-                let soft = teacher.hidden(ids);
-                run(&|hidden, head| distill_loss(hidden, head, soft.clone(), teacher.head(), batch, distill, share))
+                let soft = teacher.hidden(input_ids(batch, &teacher.device()));
+                run(&|hidden, head| {
+                    distill_loss(hidden, head, soft.clone(), teacher.head(), batch, distill, share)
+                })
             }
             _ => run(&|hidden, head| {
-                let weights = batch.weights();
+                let weights = weights(batch);
                 (next_token_loss(hidden, head, &batch.targets, weights.as_deref()), LossFigures::default())
             }),
         };
@@ -122,14 +125,13 @@ impl Learner {
     }
 
     /// Mean negative log-likelihood over the target tokens of held-out batches.
-    pub(crate) fn evaluate(&self, batches: &[Batch], step: u64, seq_len: usize) -> Result<EvalFigures, TrainError> {
+    pub(crate) fn evaluate(&self, batches: &[Batch], step: u64) -> Result<EvalFigures, TrainError> {
         let student = self.student.for_evaluation();
         let (mut sum, mut tokens) = (0.0, 0);
         for batch in batches {
-            let n_rows = batch.inputs.len() / seq_len;
-            let hidden = student.hidden(token_tensor(&batch.inputs, n_rows, seq_len, &student.device()));
+            let hidden = student.hidden(input_ids(batch, &student.device()));
             sum += nll_sum(hidden, student.head(), batch);
-            tokens += batch.n_targets() as u64;
+            tokens += n_targets(batch) as u64;
         }
         let nll = sum / tokens as f64;
         if !nll.is_finite() {
@@ -141,7 +143,8 @@ impl Learner {
     /// Writes the student and the optimizer into a checkpoint's folder.
     pub(crate) fn save(&self, folder: &Path) -> Result<Vec<SavedFile>, TrainError> {
         let keys = self.student.keys();
-        let entries: Vec<Entry> = keys.iter().map(|key| (key.to_string(), key.shape(self.student.spec()))).collect();
+        let entries: Vec<Entry> =
+            keys.iter().map(|key| (key.to_string(), key.shape(self.student.spec()))).collect();
         let model = tensor_file::write(&folder.join(MODEL_FILE), &entries, |i| {
             let parameter = self.student.parameter(keys[i]).ok_or(SourceError::Missing(keys[i]))?;
             numbers(parameter.flat())
@@ -174,7 +177,7 @@ fn distill_loss(
     share: f64,
 ) -> (Tensor<1>, LossFigures) {
     let (temperature, alpha) = (distill.temperature as f32, distill.alpha as f32);
-    let positions = batch.target_positions();
+    let positions = target_positions(batch);
     let targets: Vec<TokenId> = positions.iter().map(|&i| batch.targets[i]).collect();
     let hidden = rows_at(hidden, &positions, batch);
     let teacher_hidden = rows_at(teacher_hidden, &positions, batch);
@@ -204,13 +207,14 @@ fn add(sum: &mut LossFigures, part: LossFigures) {
 
 /// Sum over a batch's targets of `-log p`, in nats.
 fn nll_sum(hidden: Tensor<3>, head: Tensor<2>, batch: &Batch) -> f64 {
-    let positions = batch.target_positions();
+    let positions = target_positions(batch);
     let [_, _, d_model] = hidden.dims();
     let hidden = hidden.reshape([batch.targets.len(), d_model]);
     let device = hidden.device();
     let mut sum = 0.0;
     for chunk in positions.chunks(EVAL_ROWS) {
-        let ids = |numbers: Vec<i32>| Tensor::<1, Int>::from_data(TensorData::new(numbers, [chunk.len()]), &device);
+        let ids =
+            |numbers: Vec<i32>| Tensor::<1, Int>::from_data(TensorData::new(numbers, [chunk.len()]), &device);
         let rows = hidden.clone().select(0, ids(chunk.iter().map(|&i| i as i32).collect()));
         let targets = ids(chunk.iter().map(|&i| batch.targets[i].cast_signed()).collect());
         let log_p = activation::log_softmax(rows.matmul(head.clone().transpose()), 1);
@@ -221,9 +225,10 @@ fn nll_sum(hidden: Tensor<3>, head: Tensor<2>, batch: &Batch) -> f64 {
     sum
 }
 
-fn token_tensor(tokens: &[TokenId], n_rows: usize, n_columns: usize, device: &Device) -> Tensor<2, Int> {
-    let ids: Vec<i32> = tokens.iter().map(|&id| id.cast_signed()).collect();
-    Tensor::from_data(TensorData::new(ids, [n_rows, n_columns]), device)
+/// A batch's inputs, `[batch_size, seq_len]`.
+fn input_ids(batch: &Batch, device: &Device) -> Tensor<2, Int> {
+    let ids: Vec<i32> = batch.inputs.iter().map(|id| id.cast_signed()).collect();
+    Tensor::from_data(TensorData::new(ids, [batch.batch_size, batch.seq_len]), device)
 }
 
 /// The tensor to blame for a gradient that is not finite.

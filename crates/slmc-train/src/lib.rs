@@ -16,7 +16,7 @@ mod settings;
 mod tensor_file;
 mod train;
 
-pub use batches::{Batch, BatchSource};
+pub use batches::BatchSource;
 pub use error::TrainError;
 pub use metrics::{EvalFigures, LossFigures, MetricsLine};
 pub use plan::{Plan, TIMED_STEPS};

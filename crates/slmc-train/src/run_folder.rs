@@ -109,7 +109,11 @@ impl RunState {
             }
         }
         if self.inputs_hash != inputs_hash {
-            return other("the hash of data, student and teacher", self.inputs_hash.clone(), inputs_hash.to_owned());
+            return other(
+                "the hash of data, student and teacher",
+                self.inputs_hash.clone(),
+                inputs_hash.to_owned(),
+            );
         }
         Ok(())
     }
@@ -125,7 +129,8 @@ pub(crate) struct Saved {
 pub fn discard(run_dir: &Path) -> Result<(), TrainError> {
     let folder = RunFolder::at(run_dir);
     for path in [folder.checkpoints.clone(), folder.metrics()] {
-        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        let removed =
+            if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
         match removed {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(TrainError::io(&path)(e)),
             _ => {}
@@ -247,7 +252,8 @@ fn read_state(folder: &Path, step: u64) -> Result<RunState, TrainError> {
     let json = std::fs::read(&path).map_err(TrainError::io(&path))?;
     let state: RunState = serde_json::from_slice(&json).map_err(|e| TrainError::checkpoint(&path, e))?;
     if state.version != VERSION || state.step != step {
-        let message = format!("version {} of step {} where {VERSION} of {step} belongs", state.version, state.step);
+        let message =
+            format!("version {} of step {} where {VERSION} of {step} belongs", state.version, state.step);
         return Err(TrainError::checkpoint(&path, message));
     }
     for SavedFile { name, n_bytes } in &state.files {

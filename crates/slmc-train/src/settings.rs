@@ -123,8 +123,18 @@ impl TrainSettings {
         let rate = self.learning_rate;
         let numbers = [
             ("learning_rate", rate, rate.is_finite() && rate > 0.0, "must be a finite number above 0"),
-            ("final_learning_rate", self.floor(), (0.0..=rate).contains(&self.floor()), "must be 0 to learning_rate"),
-            ("weight_decay", self.weight_decay, at_least_0(self.weight_decay), "must be a finite number, 0 or more"),
+            (
+                "final_learning_rate",
+                self.floor(),
+                (0.0..=rate).contains(&self.floor()),
+                "must be 0 to learning_rate",
+            ),
+            (
+                "weight_decay",
+                self.weight_decay,
+                at_least_0(self.weight_decay),
+                "must be a finite number, 0 or more",
+            ),
             ("beta1", self.beta1, below_1(self.beta1), "must be 0 or more and below 1"),
             ("beta2", self.beta2, below_1(self.beta2), "must be 0 or more and below 1"),
             ("epsilon", self.epsilon, self.epsilon.is_finite() && self.epsilon > 0.0, "must be above 0"),
@@ -166,7 +176,12 @@ impl TrainSettings {
     }
 }
 
-fn require(is_good: bool, field: &'static str, value: impl ToString, why: &'static str) -> Result<(), TrainError> {
+fn require(
+    is_good: bool,
+    field: &'static str,
+    value: impl ToString,
+    why: &'static str,
+) -> Result<(), TrainError> {
     if is_good { Ok(()) } else { Err(TrainError::Setting { field, value: value.to_string(), why }) }
 }
 
@@ -176,7 +191,8 @@ mod tests {
 
     #[test]
     fn what_is_left_out_has_its_default() {
-        let settings: TrainSettings = serde_json::from_str(r#"{"budget": {"minutes": 2.5}, "seq_len": 64}"#).unwrap();
+        let settings: TrainSettings =
+            serde_json::from_str(r#"{"budget": {"minutes": 2.5}, "seq_len": 64}"#).unwrap();
         let expected = TrainSettings { budget: Budget::Minutes(2.5), seq_len: 64, ..Default::default() };
         assert_eq!(settings, expected);
         assert!(settings.validate().is_ok());

@@ -32,7 +32,8 @@ pub(crate) fn write(
     for (index, (name, shape)) in entries.iter().enumerate() {
         let numbers = read(index)?;
         if numbers.len() != shape.iter().product::<usize>() {
-            let message = format!("tensor `{name}` has {} numbers where its shape is {shape:?}", numbers.len());
+            let message =
+                format!("tensor `{name}` has {} numbers where its shape is {shape:?}", numbers.len());
             return Err(TrainError::checkpoint(path, message));
         }
         for chunk in numbers.chunks(1 << 16) {
@@ -52,7 +53,10 @@ fn header(path: &Path, entries: &[Entry]) -> Result<Vec<u8>, TrainError> {
     let mut infos = Vec::with_capacity(entries.len());
     for (name, shape) in entries {
         let end = offset + shape.iter().product::<usize>() * 4;
-        infos.push((name.clone(), TensorInfo { dtype: Dtype::F32, shape: shape.clone(), data_offsets: (offset, end) }));
+        infos.push((
+            name.clone(),
+            TensorInfo { dtype: Dtype::F32, shape: shape.clone(), data_offsets: (offset, end) },
+        ));
         offset = end;
     }
     let metadata = Metadata::new(None, infos).map_err(|e| TrainError::checkpoint(path, e))?;
@@ -81,10 +85,14 @@ impl TensorFile {
         }
         let mut header = vec![0; n_header as usize];
         file.read_exact(&mut header).map_err(TrainError::io(path))?;
-        let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| TrainError::checkpoint(path, e))?;
+        let metadata: Metadata =
+            serde_json::from_slice(&header).map_err(|e| TrainError::checkpoint(path, e))?;
         let expected = 8 + n_header + metadata.data_len() as u64;
         if n_bytes != expected {
-            return Err(TrainError::checkpoint(path, format!("{n_bytes} bytes where the header says {expected}")));
+            return Err(TrainError::checkpoint(
+                path,
+                format!("{n_bytes} bytes where the header says {expected}"),
+            ));
         }
         Ok(Self { path: path.to_owned(), data_start: 8 + n_header, metadata })
     }

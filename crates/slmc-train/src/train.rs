@@ -3,15 +3,18 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
+use slmc_data::Batch;
 use slmc_ir::Host;
 use slmc_model::Decoder;
 
-use crate::batches::{self, Batch, BatchSource};
+use crate::batches::{self, BatchSource};
 use crate::clock::Clock;
 use crate::learner::{Learner, StepFigures};
 use crate::metrics::Metrics;
 use crate::run_folder::RunFolder;
-use crate::{Budget, EvalFigures, LossFigures, MetricsLine, Plan, RunState, TIMED_STEPS, TrainError, TrainSettings};
+use crate::{
+    Budget, EvalFigures, LossFigures, MetricsLine, Plan, RunState, TIMED_STEPS, TrainError, TrainSettings,
+};
 
 /// Seconds between checkpoints when the settings leave it to the clock.
 const CHECKPOINT_SECONDS: f64 = 300.0;
@@ -84,7 +87,7 @@ pub fn train(
 ) -> Result<Outcome, TrainError> {
     settings.validate()?;
     let vocab_size = check_models(&inputs, settings)?;
-    batches::check_held_out(inputs.eval, settings, vocab_size)?;
+    batches::check_held_out(inputs.eval, vocab_size)?;
     let folder = RunFolder::open(inputs.run_dir)?;
     let TrainInputs { student, teacher, train, eval, run_dir, inputs_hash } = inputs;
     let (learner, state, saved_step) = match folder.latest(host)? {
@@ -113,8 +116,12 @@ fn check_models(inputs: &TrainInputs<'_>, settings: &TrainSettings) -> Result<us
     let (teacher_vocab, teacher_context) = match (inputs.teacher, settings.distill) {
         (Some(teacher), Some(_)) => (teacher.spec().vocab_size, teacher.spec().context_len),
         (None, None) => (usize::MAX, usize::MAX),
-        (None, Some(_)) => return Err(TrainError::Teacher("the settings ask for distillation: it needs a teacher")),
-        (Some(_), None) => return Err(TrainError::Teacher("there is a teacher, but no `distill` in the settings")),
+        (None, Some(_)) => {
+            return Err(TrainError::Teacher("the settings ask for distillation: it needs a teacher"));
+        }
+        (Some(_), None) => {
+            return Err(TrainError::Teacher("there is a teacher, but no `distill` in the settings"));
+        }
     };
     if settings.seq_len > student.context_len.min(teacher_context) {
         let why = "must not be longer than the context of student and teacher";
@@ -168,9 +175,9 @@ impl Run<'_> {
     /// One optimizer step and what is due after it: resolving the plan, evaluation, log line, checkpoint.
     fn one_step(&mut self, learner: Learner) -> Result<Learner, TrainError> {
         let settings = self.settings;
+        self.clock.begin_step();
         let batches = batches::of_step(self.train, self.state.step, settings, self.vocab_size)?;
         let rate = self.state.plan.learning_rate(settings, self.state.step);
-        self.clock.begin_step();
         let (learner, figures) = learner.step(&batches, self.state.step + 1, rate, settings)?;
         let step_seconds = self.clock.end_step();
         self.state.step += 1;
@@ -250,7 +257,7 @@ impl Run<'_> {
 
     fn evaluate(&mut self, learner: &Learner) -> Result<EvalFigures, TrainError> {
         let began = self.clock.seconds();
-        let figures = learner.evaluate(self.eval, self.state.step, self.settings.seq_len)?;
+        let figures = learner.evaluate(self.eval, self.state.step)?;
         self.clock.note_eval(self.clock.seconds() - began);
         self.state.eval = Some((self.state.step, figures));
         Ok(figures)

@@ -5,7 +5,8 @@ mod common;
 use std::sync::atomic::Ordering;
 
 use common::{Counting, FakeHost, bits, device, inputs, settings};
-use slmc_train::{Batch, BatchSource, Budget, Stopped, TrainError, TrainInputs, TrainSettings, train};
+use slmc_data::Batch;
+use slmc_train::{BatchSource, Budget, Stopped, TrainError, TrainInputs, TrainSettings, train};
 
 /// Batches that take time: the clock moves when a step's batch is read.
 struct Slow<'a> {
@@ -25,7 +26,12 @@ fn minutes(minutes: f64) -> TrainSettings {
     TrainSettings { budget: Budget::Minutes(minutes), warmup_steps: None, ..settings(1) }
 }
 
-fn run(run_dir: &std::path::Path, settings: &TrainSettings, host: &FakeHost, pace: fn(u64) -> u64) -> slmc_train::Outcome {
+fn run(
+    run_dir: &std::path::Path,
+    settings: &TrainSettings,
+    host: &FakeHost,
+    pace: fn(u64) -> u64,
+) -> slmc_train::Outcome {
     let source = Slow { source: Counting::of(settings), host, milliseconds: pace };
     train(TrainInputs { ..inputs(&source, run_dir) }, settings, &device(), host).unwrap()
 }
@@ -55,7 +61,10 @@ fn a_machine_that_slows_down_is_stopped_aloud() {
     let (settings, host) = (minutes(1.0), FakeHost::default());
     let folder = tempfile::tempdir().unwrap();
     let outcome = run(folder.path(), &settings, &host, |index| if index < 10 { 1000 } else { 10_000 });
-    assert_eq!((outcome.stopped, outcome.steps, outcome.plan.total_steps), (Stopped::OutOfTime, 16, Some(60)));
+    assert_eq!(
+        (outcome.stopped, outcome.steps, outcome.plan.total_steps),
+        (Stopped::OutOfTime, 16, Some(60))
+    );
     assert!(host.warnings.lock().unwrap()[0].contains("16 of 60 steps"));
 }
 

@@ -8,8 +8,8 @@ use std::path::Path;
 use common::{Counting, FakeHost, bits, checkpoint, device, inputs, lines, settings};
 use slmc_ir::SilentHost;
 use slmc_train::{
-    BatchSource, DistillSettings, MetricsLine, Outcome, RunState, Stopped, TrainError, TrainInputs, TrainSettings,
-    discard, train,
+    BatchSource, DistillSettings, MetricsLine, Outcome, RunState, Stopped, TrainError, TrainInputs,
+    TrainSettings, discard, train,
 };
 
 const STEPS: u64 = 12;
@@ -148,10 +148,12 @@ fn another_run_in_the_folder_is_refused() {
 
 #[test]
 fn a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoint() {
-    let settings = TrainSettings { learning_rate: 1e30, checkpoint_every: 1, warmup_steps: Some(0), ..settings(8) };
+    let settings =
+        TrainSettings { learning_rate: 1e30, checkpoint_every: 1, warmup_steps: Some(0), ..settings(8) };
     let source = Counting::of(&settings);
     let folder = tempfile::tempdir().unwrap();
-    let error = train(inputs(&source, folder.path()), &settings, &device(), &SilentHost).err().expect("diverged");
+    let error =
+        train(inputs(&source, folder.path()), &settings, &device(), &SilentHost).err().expect("diverged");
     let TrainError::NotFinite { step, what } = &error else { panic!("{error}") };
     assert!(what.contains("loss") || what.contains("gradient"), "{error}");
     let state = RunState::latest(folder.path(), &SilentHost).unwrap().unwrap();

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use burn::tensor::Device;
+use slmc_data::Batch;
 use slmc_ir::{Activation, Biases, Family, Host, ModelSpec, RopeScaling, TokenId};
 use slmc_model::{Decoder, DeviceChoice};
-use slmc_train::{Batch, BatchSource, Budget, MetricsLine, TrainError, TrainInputs, TrainSettings};
+use slmc_train::{BatchSource, Budget, MetricsLine, TrainError, TrainInputs, TrainSettings};
 
 pub fn tiny_spec() -> ModelSpec {
     ModelSpec {
@@ -79,7 +80,7 @@ impl Counting {
             let learn = !self.masked || index.is_multiple_of(2) || i < self.seq_len as u64 / 2;
             batch.inputs.push(token(i));
             batch.targets.push(if learn { token(i + 1) } else { self.masked_target });
-            batch.loss_mask.push(learn);
+            batch.loss_mask.get_or_insert_default().push(learn);
         }
     }
 }
@@ -89,7 +90,8 @@ impl BatchSource for Counting {
         if self.dies_at == Some(index) {
             return Err(TrainError::Data { index, message: "the machine died".to_owned() });
         }
-        let mut batch = Batch::default();
+        let (batch_size, seq_len) = (self.n_sequences, self.seq_len);
+        let mut batch = Batch { inputs: vec![], targets: vec![], loss_mask: None, batch_size, seq_len };
         let n = self.n_sequences as u64;
         (index * n..(index + 1) * n).for_each(|i| self.sequence(i, &mut batch));
         Ok(batch)
@@ -144,7 +146,11 @@ pub fn lines(metrics: &Path) -> Vec<MetricsLine> {
 /// A weight's bits, tensor after tensor.
 pub fn bits(decoder: &Decoder) -> Vec<u32> {
     let flat = |key| decoder.parameter(key).unwrap().flat().into_data_as::<f32>();
-    decoder.keys().into_iter().flat_map(|key| flat(key).iter::<f32>().map(f32::to_bits).collect::<Vec<_>>()).collect()
+    decoder
+        .keys()
+        .into_iter()
+        .flat_map(|key| flat(key).iter::<f32>().map(f32::to_bits).collect::<Vec<_>>())
+        .collect()
 }
 
 /// The files of a run's checkpoint after so many steps.
