@@ -17,9 +17,6 @@ const MAX_VOCAB: usize = 1 << 24;
 /// Texts below this length are not worth spreading over threads.
 const MIN_PIECE_BYTES: usize = 16 << 10;
 
-/// Words whose tokens are remembered; a long text has some hundred thousand different ones.
-const CACHED_WORDS: usize = 1 << 18;
-
 /// What becomes of special tokens when a text is encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Special {
@@ -93,9 +90,6 @@ impl Tokenizer {
             .map_err(|e| TokenizeError::Json(e.to_string()))?;
         parsing.with_truncation(None).map_err(|e| TokenizeError::Json(e.to_string()))?;
         parsing.with_padding(None);
-        let mut model = parsing.get_model().clone();
-        model.resize_cache(CACHED_WORDS);
-        parsing.with_model(model);
         let mut plain = parsing.clone();
         plain.set_encode_special_tokens(true);
         let vocab_size = parsing.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
