@@ -19,6 +19,7 @@ mod manifest;
 mod pack;
 mod spelling;
 mod tokenizer;
+mod word_cache;
 
 pub use batches::{Batch, BatchError, Batches};
 pub use bpe::{TrainBpeError, train_bpe};

@@ -8,13 +8,13 @@ use std::{collections::BTreeSet, ops::Range};
 use rayon::prelude::*;
 use slmc_ir::{SpecialTokens, TokenId, TokenizerFiles};
 
-use crate::{cuts, spelling};
+use crate::{cuts, spelling, word_cache::WordCache};
 
 /// Longest `tokenizer.json` that is read; the largest vocabularies in use take about 35 MB.
 const MAX_JSON_BYTES: usize = 512 << 20;
 /// Most ids: as many as a model spec may have rows.
 const MAX_VOCAB: usize = 1 << 24;
-/// Texts below this length are not worth spreading over threads.
+/// Texts are spread over threads in pieces of about this length.
 const MIN_PIECE_BYTES: usize = 16 << 10;
 
 /// What becomes of special tokens when a text is encoded.
@@ -66,8 +66,10 @@ pub enum TokenizeError {
 pub struct Tokenizer {
     /// Reads special tokens written out in a text as text.
     plain: tokenizers::Tokenizer,
+    plain_words: WordCache,
     /// Reads them as tokens.
     parsing: tokenizers::Tokenizer,
+    parsing_words: WordCache,
     special: SpecialTokens,
     /// Bytes of text that each id stands for, `[vocab_size]`.
     n_bytes: Vec<u32>,
@@ -101,7 +103,16 @@ impl Tokenizer {
         let control = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
         let n_bytes = spelling::n_bytes(&parsing, vocab_size);
         let cuttable = cuts::allowed(&parsing);
-        Ok(Self { plain, parsing, special: files.special.clone(), n_bytes, control, cuttable })
+        Ok(Self {
+            plain,
+            plain_words: WordCache::new(),
+            parsing,
+            parsing_words: WordCache::new(),
+            special: files.special.clone(),
+            n_bytes,
+            control,
+            cuttable,
+        })
     }
 
     /// Encodes a text.
@@ -110,14 +121,14 @@ impl Tokenizer {
     /// When the tokenizer cannot represent it (a vocabulary without bytes and without an unknown token).
     pub fn encode(&self, text: &str, special: Special) -> Result<Vec<TokenId>, TokenizeError> {
         match special {
-            Special::Plain => self.encode_pieces(&self.plain, text),
-            Special::Parse => self.encode_pieces(&self.parsing, text),
+            Special::Plain => self.encode_pieces(&self.plain, &self.plain_words, text),
+            Special::Parse => self.encode_pieces(&self.parsing, &self.parsing_words, text),
             Special::Add => {
                 let mut tokens = Vec::new();
                 if self.special.add_bos {
                     tokens.push(self.special.bos.ok_or(TokenizeError::NothingToAdd("bos"))?);
                 }
-                tokens.extend(self.encode_pieces(&self.plain, text)?);
+                tokens.extend(self.encode(text, Special::Plain)?);
                 if self.special.add_eos {
                     tokens.push(self.special.eos.ok_or(TokenizeError::NothingToAdd("eos"))?);
                 }
@@ -167,17 +178,28 @@ impl Tokenizer {
     fn encode_pieces(
         &self,
         tokenizer: &tokenizers::Tokenizer,
+        words: &WordCache,
         text: &str,
     ) -> Result<Vec<TokenId>, TokenizeError> {
         let encode = |piece: &str| match tokenizer.encode_fast(piece, false) {
             Ok(encoding) => Ok(encoding.get_ids().to_vec()),
             Err(e) => Err(TokenizeError::Encode(e.to_string())),
         };
-        if !self.cuttable || text.len() < 2 * MIN_PIECE_BYTES {
+        if !self.cuttable {
             return encode(text);
         }
+        let encode_piece = |piece: &str| {
+            let mut tokens = Vec::with_capacity(piece.len() / 3);
+            for word in cuts::pieces(piece, 1) {
+                words.append(word, &mut tokens, encode)?;
+            }
+            Ok(tokens)
+        };
+        if text.len() < 2 * MIN_PIECE_BYTES {
+            return encode_piece(text);
+        }
         let pieces = cuts::pieces(text, MIN_PIECE_BYTES);
-        let tokens: Result<Vec<_>, _> = pieces.into_par_iter().map(encode).collect();
+        let tokens: Result<Vec<_>, _> = pieces.into_par_iter().map(encode_piece).collect();
         Ok(tokens?.concat())
     }
 
