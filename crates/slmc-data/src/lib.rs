@@ -13,6 +13,7 @@ mod chat;
 mod cuts;
 mod document;
 mod documents;
+mod guard;
 mod hash;
 mod jsonl;
 mod manifest;

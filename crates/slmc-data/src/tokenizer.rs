@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, ops::Range};
 use rayon::prelude::*;
 use slmc_ir::{SpecialTokens, TokenId, TokenizerFiles};
 
-use crate::{cuts, spelling, word_cache::WordCache};
+use crate::{cuts, guard::guarded, spelling, word_cache::WordCache};
 
 /// Longest `tokenizer.json` that is read; the largest vocabularies in use take about 35 MB.
 const MAX_JSON_BYTES: usize = 512 << 20;
@@ -88,8 +88,8 @@ impl Tokenizer {
         if files.json.len() > MAX_JSON_BYTES {
             return Err(TokenizeError::TooLarge(files.json.len()));
         }
-        let mut parsing = tokenizers::Tokenizer::from_bytes(files.json.as_bytes())
-            .map_err(|e| TokenizeError::Json(e.to_string()))?;
+        let mut parsing = guarded(|| tokenizers::Tokenizer::from_bytes(files.json.as_bytes()))
+            .map_err(TokenizeError::Json)?;
         parsing.with_truncation(None).map_err(|e| TokenizeError::Json(e.to_string()))?;
         parsing.with_padding(None);
         let mut plain = parsing.clone();
@@ -170,7 +170,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(TokenId, Range<usize>)>, TokenizeError> {
-        let encoding = self.parsing.encode(text, false).map_err(|e| TokenizeError::Encode(e.to_string()))?;
+        let encoding = guarded(|| self.parsing.encode(text, false)).map_err(TokenizeError::Encode)?;
         let spans = encoding.get_offsets().iter().map(|&(start, end)| start..end);
         Ok(encoding.get_ids().iter().copied().zip(spans).collect())
     }
@@ -181,9 +181,9 @@ impl Tokenizer {
         words: &WordCache,
         text: &str,
     ) -> Result<Vec<TokenId>, TokenizeError> {
-        let encode = |piece: &str| match tokenizer.encode_fast(piece, false) {
+        let encode = |piece: &str| match guarded(|| tokenizer.encode_fast(piece, false)) {
             Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-            Err(e) => Err(TokenizeError::Encode(e.to_string())),
+            Err(why) => Err(TokenizeError::Encode(why)),
         };
         if !self.cuttable {
             return encode(text);
@@ -209,7 +209,7 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer's decoder refuses them.
     pub fn decode(&self, tokens: &[TokenId]) -> Result<String, TokenizeError> {
-        self.parsing.decode(tokens, false).map_err(|e| TokenizeError::Decode(e.to_string()))
+        guarded(|| self.parsing.decode(tokens, false)).map_err(TokenizeError::Decode)
     }
 
     /// Decodes token by token, for text that appears while it is made; special tokens are left out.
