@@ -1,1 +1,26 @@
-fn main() {}
+//! `slmc`: a small language model made smaller. This file is the program's summary.
+//!
+//! Only here, and in the files beside it: `anyhow`, stdout, the environment, exit codes.
+#![forbid(unsafe_code)]
+
+mod args;
+mod failure;
+mod output;
+mod terminal;
+mod verbs;
+
+use clap::Parser;
+
+use crate::{args::Args, terminal::Terminal};
+
+fn main() -> std::process::ExitCode {
+    let args = Args::parse();
+    let terminal = Terminal::new(&args.global);
+    match verbs::dispatch(&args, &terminal) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(failure) => {
+            terminal.fail(&failure);
+            failure.exit_code()
+        }
+    }
+}

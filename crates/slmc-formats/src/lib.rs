@@ -1,2 +1,24 @@
 //! File codecs: safetensors and GGUF, bytes to typed headers and back.
-#![deny(missing_docs)]
+//!
+//! This crate knows bytes, not models: names of tensors and keys of metadata are strings here. Every
+//! parser takes bytes from anyone: it checks limits first, computes with checked arithmetic, allocates
+//! in proportion to what the file really holds, and answers a crafted file with an error that names the
+//! key or tensor at fault.
+#![deny(missing_docs, unsafe_code)]
+
+mod atomic;
+mod file_error;
+pub mod gguf;
+mod json;
+mod map;
+pub mod safetensors;
+mod shown;
+
+pub use atomic::{AtomicDir, AtomicFile, Existing};
+pub use file_error::FileError;
+pub use gguf::{GgufError, GgufHeader, GgufWriter, PlannedTensor, TensorInfo};
+pub use map::map_file;
+pub use safetensors::{
+    PlannedSafeTensor, SafeTensorInfo, SafetensorsError, SafetensorsHeader, SafetensorsWriter, ShardIndex,
+    ShardIndexError,
+};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{ModelSpec, TensorKey, Weight, WeightError};
+use crate::{Format, ModelSpec, TensorKey, Weight, WeightError};
 
 /// A Hugging Face folder, a GGUF, a trained module: anything that can hand over a tensor by its key.
 pub trait WeightSource: Send + Sync {
@@ -12,6 +12,11 @@ pub trait WeightSource: Send + Sync {
     fn keys(&self) -> &[TensorKey];
     /// Reads one tensor; its shape is `key.shape(self.spec())`.
     fn read(&self, key: TensorKey) -> Result<Weight, SourceError>;
+    /// The format that [`WeightSource::read`] will hand over. A source whose reading costs work should say it
+    /// without doing that work: writers need it for every tensor before the first byte.
+    fn format(&self, key: TensorKey) -> Result<Format, SourceError> {
+        self.read(key).map(|weight| weight.format())
+    }
 }
 
 /// A tensor that could not be had.

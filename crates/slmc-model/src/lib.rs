@@ -1,2 +1,26 @@
 //! The decoder in Burn: weights to modules and back, block by block.
+//!
+//! One decoder for every family, described by [`slmc_ir::ModelSpec`]. Weight matrices are `[out, in]`, as
+//! everywhere in slmc.
+#![forbid(unsafe_code)]
 #![deny(missing_docs)]
+
+mod adamw;
+mod composed;
+mod decoder;
+mod device;
+mod evaluator;
+mod forward;
+mod gradients;
+mod load;
+mod loss;
+mod rope;
+
+pub use adamw::{AdamW, AdamWHyper, Moment, MomentError};
+pub use decoder::{Block, Decoder, Parameter, ParameterMut, Projection};
+pub use device::{DeviceChoice, DeviceError};
+pub use evaluator::Evaluator;
+pub use forward::Captured;
+pub use gradients::{Grads, gradients};
+pub use load::LoadError;
+pub use loss::{DistillationLoss, distillation_loss, next_token_loss};

@@ -1,2 +1,25 @@
-//! Recipes: the schema, the checked plan, the Stage contract, the runner and the run folder.
+//! Recipes: what a user asks for, the plan proved from it, and the run that carries it out.
+//!
+//! A recipe is TOML data ([`Recipe`]); a [`Plan`] is a recipe whose every stage accepts what the one before it
+//! leaves; [`run`] carries a plan out in a run folder, where finished stages are kept and never run again.
+//! What a stage does is not known here: stages implement [`Stage`] in `slmc-stages`.
+#![forbid(unsafe_code)]
 #![deny(missing_docs)]
+
+mod config;
+mod folder;
+mod plan;
+mod recipe;
+mod runner;
+mod stage;
+mod suggest;
+
+pub use config::{
+    Budget, CarveConfig, DistillConfig, EvalConfig, ExportConfig, FreshConfig, QuantizeConfig, StageConfig,
+    TrainConfig,
+};
+pub use folder::{FinishedStage, RunFolder};
+pub use plan::{Plan, PlanError, PlannedStage};
+pub use recipe::{Recipe, RecipeError, StageEntry};
+pub use runner::{Environment, Evaluation, RunError, RunSummary, StageOutcome, run};
+pub use stage::{Finished, Rejection, Stage, StageContext, StageError};

@@ -1,2 +1,34 @@
-//! Stages of a recipe: each wires pure crates together.
+//! The stages of a recipe: each wires pure crates together behind the one `Stage` contract.
+#![forbid(unsafe_code)]
 #![deny(missing_docs)]
+
+mod build;
+mod calibration;
+mod carve;
+mod estimate;
+mod evaluate;
+mod export;
+mod fresh;
+mod open;
+mod quantize;
+mod sample;
+mod training;
+
+pub use build::build;
+pub use calibration::{Survey, survey};
+pub use estimate::{Estimate, estimate};
+pub use evaluate::{divergence_of, evaluate, perplexity_of};
+pub use export::{Target, write_checkpoint};
+pub use open::{fingerprint_of, open_model, outline_of};
+pub use sample::{SampleSettings, sample_documents};
+
+use std::path::PathBuf;
+
+/// What stages need to know of the machine and the user's wishes.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// Where tensors live: `flex`, `tch`, `cuda:0`, `wgpu`.
+    pub device: String,
+    /// The folder that dataset manifests' paths are relative to.
+    pub data_root: Option<PathBuf>,
+}

@@ -1,2 +1,25 @@
-//! Training and distillation: losses and one loop.
+//! Training and distillation: one loop for next-token learning and for learning from a teacher.
+//!
+//! [`train`] takes a student, batches and settings, and leaves a log and checkpoints in a folder. A run that was
+//! interrupted at any moment goes on from its newest checkpoint and ends in the same bytes as an unbroken one.
+#![forbid(unsafe_code)]
 #![deny(missing_docs)]
+
+mod batches;
+mod clock;
+mod error;
+mod learner;
+mod metrics;
+mod plan;
+mod run_folder;
+mod settings;
+mod tensor_file;
+mod train;
+
+pub use batches::BatchSource;
+pub use error::TrainError;
+pub use metrics::{EvalFigures, LossFigures, MetricsLine};
+pub use plan::{Plan, TIMED_STEPS};
+pub use run_folder::{RunState, discard};
+pub use settings::{Budget, DistillSettings, TrainSettings};
+pub use train::{Outcome, Stopped, TrainInputs, train};

@@ -1,0 +1,162 @@
+//! Recipes: `slmc run` and `slmc check`. The single verbs go through here too.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use serde_json::json;
+use slmc_recipe::{Environment, Plan, Recipe, RunError, RunSummary, StageError};
+use slmc_stages::{Target, build, estimate, evaluate, fingerprint_of, open_model, outline_of};
+
+use super::Session;
+use crate::{
+    args::{CheckArgs, RunArgs},
+    failure::{Failure, OrFail, input_error},
+    output::{self, count, megabytes, table},
+    terminal::minutes,
+};
+
+/// Runs a recipe.
+pub fn run(args: &RunArgs, session: &Session<'_>) -> Result<(), Failure> {
+    let recipe = read(&args.recipe, &args.set, session)?;
+    let folder = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(&recipe.name));
+    if args.fresh && folder.join("plan.json").is_file() {
+        std::fs::remove_dir_all(&folder).or_run()?;
+    }
+    let again = format!(
+        "slmc run {}{}",
+        args.recipe.display(),
+        args.out.as_ref().map_or(String::new(), |o| format!(" --out {}", o.display()))
+    );
+    let plan = plan(recipe, session)?;
+    let summary = carry_out(&plan, &folder, session, &again)?;
+    let document = serde_json::to_value(&summary).or_run()?;
+    output::print(session.global.json, &document, &summary_text(&summary, &folder))
+}
+
+/// Proves a recipe's plan.
+pub fn check(args: &CheckArgs, session: &Session<'_>) -> Result<(), Failure> {
+    let recipe = read(&args.recipe, &args.set, session)?;
+    let plan = plan(recipe, session)?;
+    let objections = match &args.target {
+        None => Vec::new(),
+        Some(name) => {
+            let target: Target = name.parse().map_err(|e: String| input_error(e))?;
+            plan.stages.last().map_or(Vec::new(), |stage| target.objections(&stage.outline))
+        }
+    };
+    if let (Some(target), Some(objection)) = (&args.target, objections.first()) {
+        return Err(input_error(format!("{target} cannot load what this recipe makes: {objection}")));
+    }
+    let estimates = estimate(&plan);
+    let mut rows = vec![["stage", "parameters", "memory", "disk", "time"].map(str::to_owned).to_vec()];
+    for (planned, estimate) in plan.stages.iter().zip(&estimates) {
+        rows.push(vec![
+            estimate.stage.clone(),
+            count(planned.outline.spec.n_parameters()),
+            megabytes(estimate.memory_bytes),
+            megabytes(estimate.disk_bytes),
+            minutes(estimate.seconds),
+        ]);
+    }
+    let document = json!({"recipe": plan.recipe, "target": args.target, "estimates": estimates});
+    let text =
+        format!("{}\n\nThe plan holds. Figures are upper bounds; times assume two cores.", table(&rows));
+    output::print(session.global.json, &document, &text)
+}
+
+fn read(path: &Path, overrides: &[String], session: &Session<'_>) -> Result<Recipe, Failure> {
+    let mut recipe = Recipe::read(path, overrides).or_input()?;
+    if let Some(seed) = session.global.seed {
+        recipe.seed = seed;
+    }
+    Ok(recipe)
+}
+
+/// Proves a recipe: no weight is read.
+pub fn plan(recipe: Recipe, session: &Session<'_>) -> Result<Plan, Failure> {
+    let input = recipe.model.as_deref().map(open_model).transpose().map_err(input_error)?;
+    let outline = input.as_ref().map(outline_of).transpose().map_err(input_error)?;
+    let surroundings = Arc::clone(&session.surroundings);
+    let plan = Plan::new(recipe, outline, |entry| build(entry, &surroundings)).or_input()?;
+    if let Some(limit) = session.global.max_mem {
+        for estimate in estimate(&plan) {
+            if estimate.memory_bytes > limit {
+                let (needs, stage) = (megabytes(estimate.memory_bytes), &estimate.stage);
+                let limit = megabytes(limit);
+                let hint = "a smaller batch_size or seq_len, or recompute = true, needs less";
+                return Err(input_error(format!(
+                    "stage `{stage}` may need {needs}, more than --max-mem {limit}: {hint}"
+                )));
+            }
+        }
+    }
+    Ok(plan)
+}
+
+/// Runs a plan in a folder; `again` is the command that goes on after an interruption.
+pub fn carry_out(
+    plan: &Plan,
+    folder: &Path,
+    session: &Session<'_>,
+    again: &str,
+) -> Result<RunSummary, Failure> {
+    let Session { terminal, surroundings, .. } = session;
+    let open = |path: &Path| open_model(&path.to_string_lossy());
+    let measure = |checkpoint: &slmc_ir::Checkpoint| match &plan.recipe.eval {
+        Some(config) => evaluate(checkpoint, config, surroundings, *terminal),
+        None => Err(StageError::Input("the recipe has no [eval]".to_owned())),
+    };
+    let environment = Environment {
+        open: &open,
+        evaluate: &measure,
+        fingerprint: &fingerprint_of,
+        host: *terminal,
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    slmc_recipe::run(plan, folder, &environment).map_err(|error| failure_of(error, again))
+}
+
+fn failure_of(error: RunError, again: &str) -> Failure {
+    match error {
+        RunError::Stage { name, error: StageError::Interrupted(what) } => {
+            Failure::Interrupted(format!("stage `{name}`, {what}. To go on: {again}"))
+        }
+        RunError::Stage { error: StageError::Input(_), .. } | RunError::Open { .. } => {
+            Failure::Input(error.into())
+        }
+        RunError::Stage { .. } | RunError::Folder { .. } => Failure::Run(error.into()),
+    }
+}
+
+/// The table at the end of a run.
+pub fn summary_text(summary: &RunSummary, folder: &Path) -> String {
+    let head = ["stage", "parameters", "size", "bits/weight", "perplexity", "time"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for stage in &summary.stages {
+        let perplexity = stage
+            .evaluation
+            .as_ref()
+            .map_or("–".to_owned(), |e| format!("{:.2} ± {:.2}", e.ppl, e.standard_error));
+        let time = if stage.kept { "kept".to_owned() } else { minutes(stage.seconds) };
+        rows.push(vec![
+            stage.name.clone(),
+            count(stage.n_parameters),
+            megabytes(stage.file_bytes),
+            format!("{:.2}", stage.bits_per_weight),
+            perplexity,
+            time,
+        ]);
+    }
+    let mut text = format!("{}\n", table(&rows));
+    for stage in &summary.stages {
+        for fallback in &stage.fallbacks {
+            text.push_str(&format!("{}: {fallback}\n", stage.name));
+        }
+    }
+    if let Some(last) = summary.stages.last() {
+        text.push_str(&format!("\nresult  {}\nrun     {}\n", last.artefact.display(), folder.display()));
+    }
+    text
+}

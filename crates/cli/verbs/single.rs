@@ -1,0 +1,276 @@
+//! Verbs that are recipes of one or two stages: `train`, `distill`, `quantize`. They run through the same code as
+//! recipes do, in a folder beside what they make (`OUT.run`), so that nothing is lost when they are stopped.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use slmc_recipe::{Recipe, RunSummary};
+use toml::{Table, Value};
+
+use super::{Session, model, recipe};
+use crate::{
+    args::{DistillArgs, LoopArgs, QuantizeArgs, TrainArgs},
+    failure::{Failure, OrFail, input_error},
+    output::{self, count, megabytes},
+};
+
+/// Trains on next tokens.
+pub fn train(args: &TrainArgs, session: &Session<'_>) -> Result<(), Failure> {
+    let mut stages = Vec::new();
+    let mut recipe = Table::new();
+    if is_config(&args.student) {
+        let mut fresh = stage("fresh", [("config", text(&args.student))]);
+        match &args.tokenizer {
+            Some(model) => fresh.insert("tokenizer".to_owned(), text(model)),
+            None => fresh.insert("data".to_owned(), text(&args.training.data)),
+        };
+        stages.push(fresh);
+    } else {
+        recipe.insert("model".to_owned(), text(&args.student));
+    }
+    stages.push(loop_stage("train", &args.training)?);
+    let work = Work::prepare(&args.out, args.training.resume, args.training.fresh)?;
+    work.run(recipe, stages, None, session)
+}
+
+/// Trains a student on a teacher's soft targets.
+pub fn distill(args: &DistillArgs, session: &Session<'_>) -> Result<(), Failure> {
+    let mut stages = Vec::new();
+    let mut recipe = Table::new();
+    let mut distill = loop_stage("distill", &args.training)?;
+    distill.insert("teacher".to_owned(), text(&args.teacher));
+    if let Some(temperature) = args.temperature {
+        distill.insert("temperature".to_owned(), Value::Float(temperature));
+    }
+    if let Some(alpha) = args.alpha {
+        distill.insert("alpha".to_owned(), Value::Float(alpha));
+    }
+    if let Some(shape) = parse_shape(&args.student)? {
+        recipe.insert("model".to_owned(), text(&args.teacher));
+        let mut carve = stage("carve", [("calibration", text(&args.training.data))]);
+        carve.extend(shape);
+        stages.push(carve);
+    } else if is_config(&args.student) {
+        let fields = [("config", text(&args.student)), ("tokenizer", text(&args.teacher))];
+        stages.push(stage("fresh", fields));
+    } else {
+        recipe.insert("model".to_owned(), text(&args.student));
+    }
+    stages.push(distill);
+    let work = Work::prepare(&args.out, args.training.resume, args.training.fresh)?;
+    work.run(recipe, stages, None, session)
+}
+
+/// Stores a model in fewer bits a weight.
+pub fn quantize(args: &QuantizeArgs, session: &Session<'_>) -> Result<(), Failure> {
+    if args.out.extension().is_none_or(|ending| !ending.eq_ignore_ascii_case("gguf")) {
+        return Err(input_error(format!(
+            "--out {}: packed weights are written to a .gguf file",
+            args.out.display()
+        )));
+    }
+    let fields = [
+        ("method", text(&args.method)),
+        ("format", text(&args.format)),
+        ("embedding_format", text(&args.embedding_format)),
+    ];
+    let recipe = Table::from_iter([("model".to_owned(), text(&args.model))]);
+    let work = Work::prepare(&args.out, false, true)?;
+    work.run(recipe, vec![stage("quantize", fields)], Some("quantize"), session)
+}
+
+/// The folder beside the result in which the work is done.
+struct Work {
+    out: PathBuf,
+    folder: PathBuf,
+}
+
+impl Work {
+    fn prepare(out: &Path, resume: bool, fresh: bool) -> Result<Self, Failure> {
+        let mut name =
+            out.file_name().ok_or_else(|| input_error("--out names no file or folder"))?.to_owned();
+        name.push(".run");
+        let folder = out.with_file_name(name);
+        if std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
+            let message = format!(
+                "--out {}: there is a folder with files in it: remove it or choose another",
+                out.display()
+            );
+            return Err(input_error(message));
+        }
+        if folder.join("plan.json").is_file() {
+            if fresh {
+                std::fs::remove_dir_all(&folder).or_run()?;
+            } else if !resume {
+                let folder = folder.display();
+                let message = format!(
+                    "{folder} holds unfinished work for {}: add --resume to go on with it or --fresh to throw it away",
+                    out.display()
+                );
+                return Err(input_error(message));
+            }
+        } else if resume {
+            return Err(input_error(format!(
+                "there is nothing to resume: {} does not exist",
+                folder.display()
+            )));
+        }
+        Ok(Self { out: out.to_owned(), folder })
+    }
+
+    fn run(
+        &self,
+        mut table: Table,
+        stages: Vec<Table>,
+        report_of: Option<&str>,
+        session: &Session<'_>,
+    ) -> Result<(), Failure> {
+        table.insert("name".to_owned(), text(&self.out.file_name().unwrap_or_default().to_string_lossy()));
+        table.insert("stage".to_owned(), Value::Array(stages.into_iter().map(Value::Table).collect()));
+        if let Some(seed) = session.global.seed {
+            table.insert("seed".to_owned(), Value::Integer(seed as i64));
+        }
+        let recipe = Recipe::parse(&toml::to_string(&table).or_run()?, &[]).or_input()?;
+        let plan = recipe::plan(recipe, session)?;
+        let started = std::time::Instant::now();
+        let summary = recipe::carry_out(&plan, &self.folder, session, "the same command with --resume")?;
+        self.deliver(&summary, report_of, started.elapsed().as_secs_f64(), session)
+    }
+
+    /// Puts the last stage's artefact where it was asked for; the work's folder goes, its record is in the artefact.
+    fn deliver(
+        &self,
+        summary: &RunSummary,
+        report_of: Option<&str>,
+        seconds: f64,
+        session: &Session<'_>,
+    ) -> Result<(), Failure> {
+        let Some(last) = summary.stages.last() else { return Ok(()) };
+        let file_bytes = self.place(&last.artefact, session)?;
+        let report = report_of.and_then(|name| self.report(name)).unwrap_or_default();
+        let peak_rss_bytes = peak_memory();
+        let document = json!({
+            "out": self.out,
+            "parameters": last.n_parameters,
+            "file_bytes": file_bytes,
+            "bits_per_weight": last.bits_per_weight,
+            "fallbacks": last.fallbacks,
+            "tensors": report.get("tensors"),
+            "stages": summary.stages,
+            "seconds": seconds,
+            "peak_rss_bytes": peak_rss_bytes,
+        });
+        let (out, size) = (self.out.display(), megabytes(file_bytes));
+        let text = format!(
+            "{out}: {size}, {} parameters, {:.3} bits per weight",
+            count(last.n_parameters),
+            last.bits_per_weight
+        );
+        self.keep_record().or_run()?;
+        output::print(session.global.json, &document, &text)
+    }
+
+    /// Moves the artefact to where it was asked for when it is of that kind already, and writes it anew otherwise.
+    fn place(&self, artefact: &Path, session: &Session<'_>) -> Result<u64, Failure> {
+        let is_gguf =
+            |path: &Path| path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
+        if is_gguf(artefact) == is_gguf(&self.out) {
+            std::fs::rename(artefact, &self.out).or_run()?;
+            return Ok(model::size_on_disk(&self.out));
+        }
+        let checkpoint = model::open(&artefact.to_string_lossy())?;
+        Ok(model::write(&checkpoint, &self.out, None, session)?.file_bytes)
+    }
+
+    fn report(&self, stage: &str) -> Option<serde_json::Value> {
+        let path = self.folder.join(format!("01-{stage}")).join("result.json");
+        let result: serde_json::Value = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+        result.get("report").cloned()
+    }
+
+    /// Removes the work's folder; the metrics of training stay beside the result as `OUT.metrics.jsonl`.
+    fn keep_record(&self) -> std::io::Result<()> {
+        for entry in std::fs::read_dir(&self.folder)? {
+            let metrics = entry?.path().join("metrics.jsonl");
+            if metrics.is_file() {
+                let mut name = self.out.file_name().unwrap_or_default().to_owned();
+                name.push(".metrics.jsonl");
+                std::fs::rename(&metrics, self.out.with_file_name(name))?;
+            }
+        }
+        std::fs::remove_dir_all(&self.folder)
+    }
+}
+
+/// The most memory that this process has had, in bytes; 0 where the system does not say.
+fn peak_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kibibytes = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+    kibibytes.map_or(0, |n| n * 1024)
+}
+
+fn text(value: &str) -> Value {
+    Value::String(value.to_owned())
+}
+
+fn stage<const N: usize>(kind: &str, fields: [(&str, Value); N]) -> Table {
+    let mut table = Table::from_iter([("use".to_owned(), text(kind))]);
+    table.extend(fields.into_iter().map(|(key, value)| (key.to_owned(), value)));
+    table
+}
+
+fn loop_stage(kind: &str, args: &LoopArgs) -> Result<Table, Failure> {
+    let mut table = stage(kind, [("data", text(&args.data))]);
+    let mut put = |key: &str, value: Option<Value>| value.map(|value| table.insert(key.to_owned(), value));
+    put("eval_data", args.eval_data.as_deref().map(text));
+    put("minutes", args.minutes.map(Value::Float));
+    put("tokens", args.tokens.map(|n| Value::Integer(n as i64)));
+    put("steps", args.steps.map(|n| Value::Integer(n as i64)));
+    for setting in &args.set {
+        let (key, value) = setting
+            .split_once('=')
+            .ok_or_else(|| input_error(format!("--set {setting}: write it as key=value")))?;
+        let parsed = toml::from_str::<Table>(&format!("v = {value}")).ok().and_then(|mut t| t.remove("v"));
+        table.insert(key.trim().to_owned(), parsed.unwrap_or_else(|| text(value)));
+    }
+    Ok(table)
+}
+
+/// Whether a student is a `config.json` (and so begins with random weights).
+fn is_config(student: &str) -> bool {
+    Path::new(student).extension().is_some_and(|ending| ending == "json")
+}
+
+/// `n_layers=24,d_ff=1152` as settings of the carve stage; nothing when it is no shape but a path.
+fn parse_shape(student: &str) -> Result<Option<Table>, Failure> {
+    if !student.contains('=') || Path::new(student).exists() {
+        return Ok(None);
+    }
+    let mut table = Table::new();
+    for part in student.split(',') {
+        let wrong = || input_error(format!("--student {student}: write a shape as n_layers=24,d_ff=1152"));
+        let (key, value) = part.split_once('=').ok_or_else(wrong)?;
+        let number: i64 = value.trim().parse().map_err(|_| wrong())?;
+        if !["n_layers", "d_ff"].contains(&key.trim()) {
+            let message = format!("--student: `{key}` cannot be carved: n_layers and d_ff can");
+            return Err(input_error(message));
+        }
+        table.insert(key.trim().to_owned(), Value::Integer(number));
+    }
+    Ok(Some(table))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_are_told_from_paths() {
+        assert!(parse_shape("models/student").unwrap().is_none());
+        let shape = parse_shape("n_layers=24,d_ff=1152").unwrap().unwrap();
+        assert_eq!(shape["n_layers"].as_integer(), Some(24));
+        assert!(parse_shape("n_layers=many").is_err());
+        assert!(parse_shape("n_heads=3").is_err());
+    }
+}

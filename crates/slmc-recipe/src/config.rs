@@ -1,0 +1,283 @@
+//! The settings of each stage, as recipes write them. Unknown keys are errors; defaults are filled in here, so
+//! that a plan shows every value that was used.
+
+use serde::{Deserialize, Serialize};
+
+/// One stage's settings: a closed set, so that a recipe can be proved before it runs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "use")]
+pub enum StageConfig {
+    /// A new model with random weights.
+    Fresh(FreshConfig),
+    /// A smaller model cut out of the input.
+    Carve(CarveConfig),
+    /// Next-token training.
+    Train(TrainConfig),
+    /// Training on a teacher's soft targets.
+    Distill(DistillConfig),
+    /// Fewer bits a weight.
+    Quantize(QuantizeConfig),
+    /// A file for a runtime.
+    Export(ExportConfig),
+}
+
+impl StageConfig {
+    /// The names that `use = "…"` may have.
+    pub const NAMES: [&'static str; 6] = ["fresh", "carve", "train", "distill", "quantize", "export"];
+
+    /// Name of the stage's kind.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Fresh(_) => "fresh",
+            Self::Carve(_) => "carve",
+            Self::Train(_) => "train",
+            Self::Distill(_) => "distill",
+            Self::Quantize(_) => "quantize",
+            Self::Export(_) => "export",
+        }
+    }
+
+    /// Paths in the settings, to be resolved against the recipe's folder.
+    pub(crate) fn paths_mut(&mut self) -> Vec<&mut String> {
+        match self {
+            Self::Fresh(c) => {
+                [Some(&mut c.config), c.tokenizer.as_mut(), c.data.as_mut()].into_iter().flatten().collect()
+            }
+            Self::Carve(c) => vec![&mut c.calibration],
+            Self::Train(c) => [Some(&mut c.data), c.eval_data.as_mut()].into_iter().flatten().collect(),
+            Self::Distill(c) => {
+                let teacher = c.teacher.as_mut();
+                [Some(&mut c.train.data), c.train.eval_data.as_mut(), teacher].into_iter().flatten().collect()
+            }
+            Self::Quantize(_) | Self::Export(_) => Vec::new(),
+        }
+    }
+}
+
+/// A new model with random weights, from a `config.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FreshConfig {
+    /// A Hugging Face `config.json`: the dimensions.
+    pub config: String,
+    /// Take the tokenizer of this model; without it and without `data`, that of the recipe's model.
+    #[serde(default)]
+    pub tokenizer: Option<String>,
+    /// Train a byte-level BPE of the config's vocabulary size on this dataset instead.
+    #[serde(default)]
+    pub data: Option<String>,
+}
+
+/// A smaller model cut out of the input: which blocks and which MLP channels go is measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CarveConfig {
+    /// Blocks to keep; all when absent.
+    #[serde(default)]
+    pub n_layers: Option<usize>,
+    /// MLP channels to keep in each block; all when absent.
+    #[serde(default)]
+    pub d_ff: Option<usize>,
+    /// Dataset on which importance is measured.
+    pub calibration: String,
+    /// Sequences of calibration.
+    #[serde(default = "defaults::calibration_sequences")]
+    pub n_sequences: usize,
+    /// Tokens in each.
+    #[serde(default = "defaults::seq_len")]
+    pub seq_len: usize,
+    /// Refit the down projections of narrowed MLPs by least squares on the calibration set.
+    #[serde(default = "defaults::yes")]
+    pub compensate: bool,
+}
+
+/// How long to train: exactly one of the three.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Budget {
+    /// Optimizer steps.
+    Steps(u64),
+    /// Training tokens.
+    Tokens(u64),
+    /// Wall-clock minutes: turned into steps by the speed of the first steps.
+    Minutes(f64),
+}
+
+/// Next-token training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Training set.
+    pub data: String,
+    /// Held-out set for the evaluations during training; the documents that the dataset itself holds out when absent.
+    #[serde(default)]
+    pub eval_data: Option<String>,
+    /// Optimizer steps.
+    #[serde(default)]
+    pub steps: Option<u64>,
+    /// Training tokens.
+    #[serde(default)]
+    pub tokens: Option<u64>,
+    /// Wall-clock minutes.
+    #[serde(default)]
+    pub minutes: Option<f64>,
+    /// Sequences in a forward pass.
+    #[serde(default = "defaults::batch_size")]
+    pub batch_size: usize,
+    /// Tokens in a sequence.
+    #[serde(default = "defaults::seq_len")]
+    pub seq_len: usize,
+    /// Forward passes whose gradients are averaged into one step.
+    #[serde(default = "defaults::one")]
+    pub accumulate: usize,
+    /// Peak learning rate.
+    #[serde(default = "defaults::learning_rate")]
+    pub learning_rate: f64,
+    /// Where the cosine ends, as a share of the peak.
+    #[serde(default = "defaults::final_share")]
+    pub final_learning_rate_share: f64,
+    /// Steps in which the rate rises from 0; 5 % of the steps when absent.
+    #[serde(default)]
+    pub warmup_steps: Option<u64>,
+    /// Decoupled weight decay on matrices (AdamW, arXiv:1711.05101).
+    #[serde(default = "defaults::weight_decay")]
+    pub weight_decay: f64,
+    /// Largest norm of the whole gradient.
+    #[serde(default = "defaults::one_f64")]
+    pub clip_norm: f64,
+    /// Steps between evaluations.
+    #[serde(default = "defaults::eval_every")]
+    pub eval_every: u64,
+    /// Batches of an evaluation.
+    #[serde(default = "defaults::eval_batches")]
+    pub eval_batches: usize,
+    /// Steps between checkpoints.
+    #[serde(default = "defaults::checkpoint_every")]
+    pub checkpoint_every: u64,
+    /// Recompute activations in the backward pass: less memory, a third more time.
+    #[serde(default)]
+    pub recompute: bool,
+}
+
+impl TrainConfig {
+    /// The one budget that is given, or what is wrong with the given ones.
+    pub fn budget(&self) -> Result<Budget, &'static str> {
+        match (self.steps, self.tokens, self.minutes) {
+            (Some(steps), None, None) if steps > 0 => Ok(Budget::Steps(steps)),
+            (None, Some(tokens), None) if tokens > 0 => Ok(Budget::Tokens(tokens)),
+            (None, None, Some(minutes)) if minutes > 0.0 && minutes.is_finite() => {
+                Ok(Budget::Minutes(minutes))
+            }
+            (None, None, None) => Err("say how long to train: one of `steps`, `tokens`, `minutes`"),
+            (Some(0), None, None) | (None, Some(0), None) | (None, None, Some(_)) => {
+                Err("the training budget must be more than 0")
+            }
+            _ => Err("only one of `steps`, `tokens`, `minutes` can be given"),
+        }
+    }
+}
+
+/// Training on a teacher's soft targets (Hinton et al. 2015, arXiv:1503.02531).
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DistillConfig {
+    /// The teacher: a model's path; the recipe's own model when absent.
+    pub teacher: Option<String>,
+    /// Softens both distributions.
+    pub temperature: f64,
+    /// Weight of the teacher's soft targets; the rest is cross-entropy on the text.
+    pub alpha: f64,
+    /// The loop's settings.
+    #[serde(flatten)]
+    pub train: TrainConfig,
+}
+
+impl DistillConfig {
+    /// Distributions as they are: what works for next-token distillation at equal vocabularies.
+    pub const TEMPERATURE: f64 = 1.0;
+    /// Mostly the teacher, with a little of the text's own truth.
+    pub const ALPHA: f64 = 0.9;
+}
+
+/// Fewer bits a weight.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QuantizeConfig {
+    /// How levels are chosen: `rtn` (round to nearest).
+    #[serde(default = "defaults::rtn")]
+    pub method: String,
+    /// Format of the projections.
+    pub format: String,
+    /// Format of the embedding and of an untied head; `q8_0` when absent, as llama.cpp has it.
+    #[serde(default)]
+    pub embedding_format: Option<String>,
+}
+
+/// A file for a runtime.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportConfig {
+    /// Name of the file or folder inside the run folder; `.gguf` makes a GGUF, anything else a Hugging Face folder.
+    pub to: String,
+    /// Float format of what is not packed; as it is when absent.
+    #[serde(default)]
+    pub dtype: Option<String>,
+}
+
+/// The text on which every stage's result is measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalConfig {
+    /// The dataset.
+    pub data: String,
+    /// Tokens in a chunk.
+    #[serde(default = "defaults::ctx")]
+    pub ctx: usize,
+    /// Chunks; all of the text when absent.
+    #[serde(default)]
+    pub chunks: Option<usize>,
+}
+
+/// Why each: they are what works untouched on 100 M parameters and two cores.
+mod defaults {
+    pub fn calibration_sequences() -> usize {
+        16
+    }
+    pub fn seq_len() -> usize {
+        256
+    }
+    pub fn ctx() -> usize {
+        512
+    }
+    pub fn yes() -> bool {
+        true
+    }
+    pub fn one() -> usize {
+        1
+    }
+    pub fn one_f64() -> f64 {
+        1.0
+    }
+    pub fn batch_size() -> usize {
+        4
+    }
+    pub fn learning_rate() -> f64 {
+        5e-4
+    }
+    pub fn final_share() -> f64 {
+        0.05
+    }
+    pub fn weight_decay() -> f64 {
+        0.01
+    }
+    pub fn eval_every() -> u64 {
+        100
+    }
+    pub fn eval_batches() -> usize {
+        8
+    }
+    pub fn checkpoint_every() -> u64 {
+        100
+    }
+    pub fn rtn() -> String {
+        "rtn".to_owned()
+    }
+}

@@ -1,0 +1,67 @@
+//! A recipe proved: every stage accepts what the one before it leaves.
+
+use slmc_ir::Outline;
+
+use crate::{Recipe, Stage, StageEntry};
+
+/// A recipe and its stages, with what each will leave.
+pub struct Plan {
+    /// The recipe, defaults filled in.
+    pub recipe: Recipe,
+    /// What goes in.
+    pub input: Option<Outline>,
+    /// The stages in order.
+    pub stages: Vec<PlannedStage>,
+}
+
+/// A stage that accepted what it will be given.
+pub struct PlannedStage {
+    /// Name and settings.
+    pub entry: StageEntry,
+    /// What carries it out.
+    pub stage: Box<dyn Stage>,
+    /// What it will leave.
+    pub outline: Outline,
+}
+
+/// A recipe that cannot work.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PlanError {
+    /// A stage cannot take what the one before it leaves.
+    #[error("stage {index} ({name}) cannot run: {reason}", index = .index + 1)]
+    Rejected {
+        /// Position from 0.
+        index: usize,
+        /// The stage's name.
+        name: String,
+        /// Why, and what would help.
+        reason: String,
+    },
+    /// There is no model to begin with.
+    #[error(
+        "the recipe names no `model`, and its first stage makes none: add `model = \"…\"` or a `fresh` stage"
+    )]
+    NoModel,
+}
+
+impl Plan {
+    /// Proves a recipe. `build` turns a stage's settings into the stage.
+    pub fn new(
+        recipe: Recipe,
+        input: Option<Outline>,
+        build: impl Fn(&StageEntry) -> Result<Box<dyn Stage>, String>,
+    ) -> Result<Self, PlanError> {
+        if input.is_none() && recipe.stages.first().is_some_and(|entry| entry.config.kind() != "fresh") {
+            return Err(PlanError::NoModel);
+        }
+        let mut stages: Vec<PlannedStage> = Vec::new();
+        for (index, entry) in recipe.stages.iter().enumerate() {
+            let rejected = |reason: String| PlanError::Rejected { index, name: entry.name.clone(), reason };
+            let stage = build(entry).map_err(rejected)?;
+            let before = stages.last().map(|s| &s.outline).or(input.as_ref());
+            let outline = stage.check(before).map_err(|e| rejected(e.to_string()))?;
+            stages.push(PlannedStage { entry: entry.clone(), stage, outline });
+        }
+        Ok(Self { recipe, input, stages })
+    }
+}

@@ -1,0 +1,22 @@
+//! From a stage's settings to the stage.
+
+use std::sync::Arc;
+
+use slmc_recipe::{Stage, StageConfig, StageEntry};
+
+use crate::{
+    Surroundings, carve::Carve, export::Export, fresh::Fresh, quantize::Quantize, training::Training,
+};
+
+/// Makes the stage that carries out an entry of a recipe; an error says which setting is wrong.
+pub fn build(entry: &StageEntry, surroundings: &Arc<Surroundings>) -> Result<Box<dyn Stage>, String> {
+    let around = Arc::clone(surroundings);
+    Ok(match &entry.config {
+        StageConfig::Fresh(config) => Box::new(Fresh::new(config.clone(), around)),
+        StageConfig::Carve(config) => Box::new(Carve::new(config.clone(), around)),
+        StageConfig::Train(config) => Box::new(Training::plain(config.clone(), around)?),
+        StageConfig::Distill(config) => Box::new(Training::distill(config.clone(), around)?),
+        StageConfig::Quantize(config) => Box::new(Quantize::new(config)?),
+        StageConfig::Export(config) => Box::new(Export::new(config)?),
+    })
+}

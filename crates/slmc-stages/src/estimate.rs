@@ -1,0 +1,87 @@
+//! What a plan will need, before it runs.
+
+use serde::Serialize;
+use slmc_ir::ModelSpec;
+use slmc_recipe::{Budget, Plan, StageConfig, TrainConfig};
+
+/// Floating-point operations a second that two cores reach in training; a guess that only the time depends on.
+const ASSUMED_FLOPS: f64 = 150e9;
+
+/// What one stage will need at most.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Estimate {
+    /// The stage.
+    pub stage: String,
+    /// Peak memory, in bytes.
+    pub memory_bytes: u64,
+    /// Bytes it leaves on disk.
+    pub disk_bytes: u64,
+    /// Seconds, on two cores; training by minutes takes just those.
+    pub seconds: f64,
+}
+
+/// An upper bound for each stage of a plan.
+pub fn estimate(plan: &Plan) -> Vec<Estimate> {
+    let mut before = plan.input.as_ref();
+    let mut estimates = Vec::new();
+    for planned in &plan.stages {
+        let after = &planned.outline;
+        let teacher = plan.input.as_ref().map(|outline| &outline.spec);
+        let (memory_bytes, disk, seconds) = match &planned.entry.config {
+            StageConfig::Train(config) => training(&after.spec, None, config),
+            StageConfig::Distill(config) => training(&after.spec, teacher, &config.train),
+            StageConfig::Carve(config) => {
+                let spec = before.map_or(&after.spec, |outline| &outline.spec);
+                let n_tokens = (config.n_sequences * config.seq_len) as f64;
+                let removed = spec.n_layers - after.spec.n_layers;
+                let passes = 2.0 + (removed * 10) as f64 / 2.0;
+                (
+                    model_bytes(spec) + gram_bytes(spec),
+                    0,
+                    passes * forward_flops(spec) * n_tokens / ASSUMED_FLOPS,
+                )
+            }
+            StageConfig::Fresh(_) => (model_bytes(&after.spec), 0, 1.0),
+            StageConfig::Quantize(_) | StageConfig::Export(_) => (largest_tensor(&after.spec) * 6, 0, 2.0),
+        };
+        let disk_bytes = after.n_bytes() + disk;
+        estimates.push(Estimate { stage: planned.entry.name.clone(), memory_bytes, disk_bytes, seconds });
+        before = Some(after);
+    }
+    estimates
+}
+
+fn model_bytes(spec: &ModelSpec) -> u64 {
+    spec.n_parameters() * 4
+}
+
+fn gram_bytes(spec: &ModelSpec) -> u64 {
+    (spec.d_ff * spec.d_ff * 8 * 3) as u64
+}
+
+fn largest_tensor(spec: &ModelSpec) -> u64 {
+    (spec.vocab_size.max(spec.d_ff) * spec.d_model * 4) as u64
+}
+
+/// Multiplications and additions of one token's forward pass, attention's own left out.
+fn forward_flops(spec: &ModelSpec) -> f64 {
+    let head = if spec.tied_head { 0 } else { spec.vocab_size * spec.d_model };
+    2.0 * (spec.n_parameters() - head as u64) as f64
+}
+
+/// Weights, gradients and two moments of the student, the teacher's weights, activations; and the checkpoints on disk.
+fn training(student: &ModelSpec, teacher: Option<&ModelSpec>, config: &TrainConfig) -> (u64, u64, f64) {
+    let n_tokens = (config.batch_size * config.seq_len) as u64;
+    let per_token = (student.n_layers * (10 * student.d_model + 4 * student.d_ff)) as u64 * 4;
+    let logits = 256 * student.vocab_size as u64 * 4 * 3;
+    let memory = 4 * model_bytes(student) + teacher.map_or(0, model_bytes) + n_tokens * per_token + logits;
+    let flops = 3.0 * forward_flops(student) + teacher.map_or(0.0, forward_flops);
+    let per_step = (n_tokens * config.accumulate as u64) as f64;
+    let seconds = match config.budget() {
+        Ok(Budget::Minutes(minutes)) => minutes * 60.0,
+        Ok(Budget::Tokens(tokens)) => tokens as f64 * flops / ASSUMED_FLOPS,
+        Ok(Budget::Steps(steps)) => steps as f64 * per_step * flops / ASSUMED_FLOPS,
+        Err(_) => 0.0,
+    };
+    (memory, 2 * 3 * model_bytes(student), seconds)
+}

@@ -1,0 +1,116 @@
+//! Writing a checkpoint for somebody else: as the path's ending says, or as a runtime wants it.
+
+use std::path::Path;
+
+use serde_json::json;
+use slmc_interop::{WriteOptions, Written, write_gguf, write_hf_folder};
+use slmc_ir::{Checkpoint, Format, Host, Outline};
+use slmc_recipe::{ExportConfig, Finished, Rejection, Stage, StageContext, StageError};
+
+/// A runtime that loads what slmc writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// llama.cpp and what is built on it: a GGUF.
+    LlamaCpp,
+    /// ollama: a GGUF.
+    Ollama,
+    /// transformers: a Hugging Face folder.
+    Transformers,
+}
+
+impl std::str::FromStr for Target {
+    type Err = String;
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "llama.cpp" => Ok(Self::LlamaCpp),
+            "ollama" => Ok(Self::Ollama),
+            "transformers" => Ok(Self::Transformers),
+            "vllm" | "onnxruntime" => {
+                Err(format!("target `{name}` is not there yet: use llama.cpp, ollama or transformers"))
+            }
+            _ => Err(format!("unknown target `{name}`: the targets are llama.cpp, ollama, transformers")),
+        }
+    }
+}
+
+impl Target {
+    /// What the runtime cannot load of a model with this outline; nothing when all is well.
+    pub fn objections(self, outline: &Outline) -> Vec<String> {
+        let mut objections = Vec::new();
+        if !outline.has_tokenizer {
+            objections.push("the model has no tokenizer".to_owned());
+        }
+        let packed = outline.formats.iter().filter(|(_, format)| !format.is_float()).count();
+        if self == Self::Transformers && packed > 0 {
+            objections.push(format!(
+                "{packed} packed tensors: transformers reads them only after they are decoded (--dtype f16)"
+            ));
+        }
+        objections
+    }
+
+    /// Whether the runtime reads a GGUF (or else a Hugging Face folder).
+    pub fn reads_gguf(self) -> bool {
+        matches!(self, Self::LlamaCpp | Self::Ollama)
+    }
+}
+
+/// Writes a checkpoint to `path`: `.gguf` makes a GGUF, anything else a Hugging Face folder.
+pub fn write_checkpoint(
+    checkpoint: &Checkpoint,
+    path: &Path,
+    options: &WriteOptions,
+    host: &dyn Host,
+) -> Result<Written, String> {
+    if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("onnx")) {
+        return Err(format!("{}: ONNX is not there yet: name a .gguf file or a folder", path.display()));
+    }
+    if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf")) {
+        write_gguf(checkpoint, path, options, host).map_err(|e| e.to_string())
+    } else {
+        write_hf_folder(checkpoint, path, options, host).map_err(|e| e.to_string())
+    }
+}
+
+/// The export stage.
+pub struct Export {
+    to: String,
+    dtype: Option<Format>,
+}
+
+impl Export {
+    pub fn new(config: &ExportConfig) -> Result<Self, String> {
+        let plain = Path::new(&config.to).components().count() == 1 && !config.to.contains(['/', '\\']);
+        if !plain || config.to.starts_with('.') {
+            return Err(format!("to = \"{}\": a plain name inside the run's folder is needed", config.to));
+        }
+        let dtype = config.dtype.as_deref().map(float_format).transpose()?;
+        Ok(Self { to: config.to.clone(), dtype })
+    }
+}
+
+/// `f32`, `f16` or `bf16`.
+pub fn float_format(name: &str) -> Result<Format, String> {
+    let format = name.parse::<Format>().ok().filter(|format| format.is_float());
+    format.ok_or_else(|| format!("dtype `{name}`: use f32, f16 or bf16"))
+}
+
+impl Stage for Export {
+    fn name(&self) -> &'static str {
+        "export"
+    }
+
+    fn check(&self, input: Option<&Outline>) -> Result<Outline, Rejection> {
+        input.cloned().ok_or_else(|| Rejection("there is no model to export".to_owned()))
+    }
+
+    fn run(&self, input: Option<Checkpoint>, context: &StageContext<'_>) -> Result<Finished, StageError> {
+        let input = input.ok_or_else(|| StageError::Input("there is no model to export".to_owned()))?;
+        let artefact = context.folder.join(&self.to);
+        let options = WriteOptions { float: self.dtype, ..WriteOptions::default() };
+        let written =
+            write_checkpoint(&input, &artefact, &options, context.host).map_err(StageError::Failed)?;
+        let report = json!({"file_bytes": written.file_bytes});
+        Ok(Finished { artefact, report, fallbacks: Vec::new() })
+    }
+}

@@ -1,0 +1,74 @@
+//! The command line as users and scripts meet it: help, exit codes, messages.
+
+mod common;
+
+use common::{check_refused, run, run_json, stderr, tiny_teacher, tiny_text};
+
+#[test]
+fn every_verb_has_help_with_an_example() {
+    let top = run(["--help"]);
+    let text = String::from_utf8(top.stdout).unwrap();
+    assert!(text.contains("Exit codes: 0 done"));
+    let verbs: &[&[&str]] = &[
+        &["run"],
+        &["check"],
+        &["inspect"],
+        &["convert"],
+        &["export"],
+        &["train"],
+        &["distill"],
+        &["quantize"],
+        &["eval", "ppl"],
+        &["eval", "kld"],
+        &["data", "inspect"],
+        &["completions"],
+        &["man"],
+    ];
+    for verb in verbs {
+        assert!(text.contains(verb[0]), "{verb:?} is not in the help");
+        let help = run(verb.iter().chain(&["--help"]));
+        assert_eq!(help.status.code(), Some(0));
+        assert!(String::from_utf8_lossy(&help.stdout).contains("Example: slmc "), "{verb:?} has no example");
+    }
+}
+
+#[test]
+fn wrong_commands_end_with_2_and_a_hint() {
+    check_refused(["quantise"], "quantize");
+    check_refused(["inspect", "no/such/model.gguf"], "no/such/model.gguf");
+    check_refused(["inspect", "hf:org/name"], "hf:org/name");
+    check_refused(["run", "no/such/recipe.toml"], "no/such/recipe.toml");
+    let teacher = tiny_teacher();
+    let teacher = teacher.to_str().unwrap();
+    check_refused(["quantize", teacher, "--format", "q9", "--out", "x.gguf"], "q9");
+    check_refused(["quantize", teacher, "--format", "iq4_xs", "--out", "x.gguf"], "cannot be made");
+    check_refused(["quantize", teacher, "--format", "q4_0", "--out", "folder"], ".gguf");
+    check_refused(["quantize", teacher, "--method", "gptq", "--format", "q4_0", "--out", "x.gguf"], "rtn");
+    check_refused(["convert", teacher, "--dtype", "f8", "--out", "x.gguf"], "f32, f16 or bf16");
+    check_refused(["export", teacher, "--target", "vllm", "--out", "x"], "vllm");
+    check_refused(["eval", "ppl", teacher, "--data", "no/such.txt"], "no/such.txt");
+    check_refused(
+        ["--device", "tpu", "eval", "ppl", teacher, "--data", tiny_text("eval.jsonl").to_str().unwrap()],
+        "tpu",
+    );
+}
+
+#[test]
+fn inspect_says_what_the_model_is() {
+    let teacher = tiny_teacher();
+    let found = run_json([teacher.to_str().unwrap(), "inspect"].iter().rev());
+    assert_eq!(found["architecture"], "llama");
+    assert_eq!(found["parameters"], 3_640_512);
+    assert_eq!(found["bits_per_weight"].as_f64().unwrap().round(), 16.0);
+    assert_eq!(found["tensors"].as_array().unwrap().len(), 2 + 8 * 9);
+    let text = run(["inspect", teacher.to_str().unwrap(), "--tensors"]);
+    assert!(String::from_utf8_lossy(&text.stdout).contains("block 7 down"), "{}", stderr(&text));
+}
+
+#[test]
+fn a_run_that_needs_too_much_memory_is_refused_before_it_starts() {
+    let recipe = common::root().join("recipes/quickstart.toml");
+    check_refused(["--max-mem", "10MB", "run", recipe.to_str().unwrap()], "--max-mem");
+    let found = run_json(["check", recipe.to_str().unwrap(), "--target", "llama.cpp"]);
+    assert_eq!(found["estimates"].as_array().unwrap().len(), 3);
+}

@@ -1,0 +1,104 @@
+//! Nothing is lost: training that is killed at any moment and resumed ends in the same bytes as training that is not.
+
+mod common;
+
+use std::{
+    path::Path,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use common::{run, slmc, stderr, tiny_teacher, tiny_text};
+
+fn distill(out: &Path) -> Vec<String> {
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let fixed =
+        ["--seed", "5", "distill", "--student", "n_layers=4,d_ff=192", "--steps", "24"].map(str::to_owned);
+    let mut arguments = fixed.to_vec();
+    arguments.extend(["--teacher".to_owned(), text(&tiny_teacher())]);
+    arguments.extend(["--data".to_owned(), text(&tiny_text("train.jsonl"))]);
+    arguments.extend(["--eval-data".to_owned(), text(&tiny_text("eval.jsonl"))]);
+    for setting in ["batch_size=2", "seq_len=64", "checkpoint_every=4", "eval_every=8", "eval_batches=2"] {
+        arguments.extend(["--set".to_owned(), setting.to_owned()]);
+    }
+    arguments.extend(["--out".to_owned(), text(out)]);
+    arguments
+}
+
+fn weights(folder: &Path) -> Vec<u8> {
+    std::fs::read(folder.join("model.safetensors")).expect("the student's weights are there")
+}
+
+/// Kills the run `n_kills` times, spread over the time that an unbroken run takes, then lets it finish.
+fn check_kills(n_kills: u32) {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, broken) = (folder.path().join("whole"), folder.path().join("broken"));
+    let started = Instant::now();
+    let output = run(distill(&whole));
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let duration = started.elapsed();
+    let mut arguments = distill(&broken);
+    let mut n_killed = 0;
+    for i in 0..n_kills {
+        // Golden-ratio steps: moments spread evenly over the run whatever their number.
+        let share = (f64::from(i) * 0.618_033_988_75 + 0.1).fract();
+        let mut child = slmc().args(&arguments).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_secs_f64(duration.as_secs_f64() * share * 0.5));
+        let still_running = child.try_wait().unwrap().is_none();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        n_killed += u32::from(still_running);
+        if !still_running {
+            break;
+        }
+        if !arguments.contains(&"--resume".to_owned()) && folder.path().join("broken.run/plan.json").exists()
+        {
+            arguments.push("--resume".to_owned());
+        }
+    }
+    assert!(n_killed > 0, "every kill came too late");
+    if !broken.join("model.safetensors").exists() {
+        let output = run(&arguments);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    }
+    assert!(weights(&whole) == weights(&broken), "after {n_killed} kills the weights differ");
+}
+
+#[test]
+fn a_killed_distillation_resumes_to_the_same_bytes() {
+    check_kills(4);
+}
+
+#[test]
+#[ignore = "needs minutes: CI runs it by name"]
+fn twenty_kills_change_nothing() {
+    check_kills(20);
+}
+
+#[test]
+#[cfg(unix)]
+fn ctrl_c_saves_and_says_how_to_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, broken) = (folder.path().join("whole"), folder.path().join("broken"));
+    assert_eq!(run(distill(&whole)).status.code(), Some(0));
+    let metrics = folder.path().join("broken.run/02-distill/metrics.jsonl");
+    let child = slmc().args(distill(&broken)).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(120);
+    // Interrupted once the first steps are in the log.
+    while std::fs::read_to_string(&metrics).unwrap_or_default().lines().count() < 2
+        && Instant::now() < deadline
+    {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let interrupted =
+        std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(interrupted.success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    assert!(stderr(&output).contains("--resume"), "{}", stderr(&output));
+    let mut arguments = distill(&broken);
+    arguments.push("--resume".to_owned());
+    let output = run(&arguments);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(weights(&whole) == weights(&broken), "after Ctrl-C the weights differ");
+}

@@ -1,0 +1,65 @@
+//! `cargo xtask test`: every test of the project, those that need real models and data included.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{fetch, repo};
+
+/// Crates that build without Burn and test in seconds.
+const LIGHT_CRATES: [&str; 10] = [
+    "slmc-ir",
+    "slmc-blocks",
+    "slmc-formats",
+    "slmc-data",
+    "slmc-compress",
+    "slmc-kernels",
+    "slmc-interop",
+    "slmc-recipe",
+    "slmc-eval",
+    "xtask",
+];
+
+/// The light crates in the dev profile, which checks arithmetic for overflow.
+pub fn fast() -> Result<()> {
+    let mut cargo = repo::cargo();
+    cargo.args(["test", "--locked"]);
+    repo::run(cargo.args(LIGHT_CRATES.iter().flat_map(|name| ["-p", name])))
+}
+
+/// First everything that needs nothing from outside, then everything that does. What is missing is found out at once.
+pub fn everything() -> Result<()> {
+    let data = data_folder()?;
+    fetch::run(&[])?;
+    fast()?;
+    repo::run(repo::cargo().args(["test", "--locked", "--release", "--workspace"]))?;
+    let models = std::env::var_os("SLMC_MODELS")
+        .map_or_else(|| repo::root().join(fetch::DEFAULT_FOLDER), PathBuf::from);
+    // One at a time: each uses all cores, and the larger ones gigabytes.
+    let mut ignored = repo::cargo();
+    ignored.args(["test", "--locked", "--release", "--workspace", "--lib", "--bins", "--tests"]);
+    ignored.args(["--", "--ignored", "--test-threads=1"]);
+    repo::run(ignored.env("SLMC_MODELS", models).env("SLMC_DATA", data))
+}
+
+/// Where the texts lie: SLMC_DATA, or `shared/data` beside the repository.
+fn data_folder() -> Result<PathBuf> {
+    let folder = match std::env::var_os("SLMC_DATA") {
+        Some(folder) => PathBuf::from(folder),
+        None => repo::root().join("../shared/data"),
+    };
+    let folder = folder.canonicalize().with_context(|| missing(&folder))?;
+    if !folder.join("wikitext-2-raw/wiki.test.raw").is_file() {
+        bail!(missing(&folder));
+    }
+    Ok(folder)
+}
+
+fn missing(folder: &std::path::Path) -> String {
+    format!(
+        "the real-model tests need texts and {} has none: set SLMC_DATA to a folder with \
+         wikitext-2-raw/wiki.{{valid,test}}.raw (WikiText-2, raw) and text/*.txt (public-domain books); \
+         tests/reference/README.md says where to get them. `cargo xtask test --fast` needs nothing",
+        folder.display()
+    )
+}
