@@ -48,7 +48,7 @@ fn wrong_commands_end_with_2_and_a_hint() {
     check_refused(["export", teacher, "--target", "vllm", "--out", "x"], "vllm");
     check_refused(["eval", "ppl", teacher, "--data", "no/such.txt"], "no/such.txt");
     check_refused(
-        ["--device", "tpu", "eval", "ppl", teacher, "--data", tiny_text("eval.txt").to_str().unwrap()],
+        ["--device", "tpu", "eval", "ppl", teacher, "--data", tiny_text("eval.jsonl").to_str().unwrap()],
         "tpu",
     );
 }

@@ -16,8 +16,8 @@ fn distill(out: &Path) -> Vec<String> {
         ["--seed", "5", "distill", "--student", "n_layers=4,d_ff=192", "--steps", "24"].map(str::to_owned);
     let mut arguments = fixed.to_vec();
     arguments.extend(["--teacher".to_owned(), text(&tiny_teacher())]);
-    arguments.extend(["--data".to_owned(), text(&tiny_text("train.txt"))]);
-    arguments.extend(["--eval-data".to_owned(), text(&tiny_text("eval.txt"))]);
+    arguments.extend(["--data".to_owned(), text(&tiny_text("train.jsonl"))]);
+    arguments.extend(["--eval-data".to_owned(), text(&tiny_text("eval.jsonl"))]);
     for setting in ["batch_size=2", "seq_len=64", "checkpoint_every=4", "eval_every=8", "eval_batches=2"] {
         arguments.extend(["--set".to_owned(), setting.to_owned()]);
     }

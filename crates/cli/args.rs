@@ -297,6 +297,27 @@ pub enum DataVerb {
         #[arg(long, value_name = "MODEL")]
         model: Option<String>,
     },
+    /// Let a small model write documents of its own, for calibration and training without anybody's data
+    #[command(after_help = "Example: slmc data sample model/ --tokens 100000 --out sampled.jsonl")]
+    Sample(SampleArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct SampleArgs {
+    /// The model that writes
+    pub model: String,
+    /// Tokens in all, rounded up to whole documents
+    #[arg(long, value_name = "N")]
+    pub tokens: usize,
+    /// Tokens of the longest document
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    pub document_len: usize,
+    /// Above 1 softens, below 1 sharpens the model's distribution
+    #[arg(long, default_value_t = 1.0, value_name = "T")]
+    pub temperature: f64,
+    /// A .jsonl file
+    #[arg(long, value_name = "PATH")]
+    pub out: PathBuf,
 }
 
 /// A size in bytes: `3GB` is 3·10^9, `3GiB` is 3·2^30.

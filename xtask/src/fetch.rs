@@ -142,22 +142,32 @@ impl Folder {
         let mut make = Command::new(python);
         make.arg(repo::root().join("tests/reference/float_teacher.py"));
         repo::run(make.arg(self.at(SMOLLM2.path)).arg(self.at(FLOAT_FOLDER)))?;
-        FLOAT.iter().try_for_each(|asset| check(&self.at(asset.path), asset))
+        for asset in &FLOAT {
+            check(&self.at(asset.path), asset)?;
+            show(asset.path);
+        }
+        Ok(())
     }
 
     fn oracle(&self) -> Result<()> {
         if self.at(ORACLE_LIBRARY).is_file() {
-            return kept(ORACLE_LIBRARY);
+            show(ORACLE_LIBRARY);
+            return Ok(());
         }
         let download = Download::new(self)?;
         let mut npm = Command::new("npm");
         repo::run(npm.current_dir(&download.folder).args(["pack", "--silent", ORACLE_PACKAGE]))?;
         let archive = download.folder.join(ORACLE_ARCHIVE.path);
         check(&archive, &ORACLE_ARCHIVE)?;
-        fs::create_dir_all(self.at("oracle"))?;
-        let mut tar = Command::new("tar");
-        repo::run(tar.arg("-xzf").arg(&archive).arg("-C").arg(self.at("oracle")))?;
-        kept(ORACLE_LIBRARY)
+        let unpacked = download.folder.join("oracle");
+        fs::create_dir_all(&unpacked)?;
+        repo::run(Command::new("tar").arg("-xzf").arg(&archive).arg("-C").arg(&unpacked))?;
+        if self.at("oracle").exists() {
+            fs::remove_dir_all(self.at("oracle"))?;
+        }
+        fs::rename(unpacked, self.at("oracle"))?;
+        show(ORACLE_LIBRARY);
+        Ok(())
     }
 
     fn gemma3(&self) -> Result<()> {
@@ -206,7 +216,7 @@ impl Folder {
         let path = self.at(asset.path);
         let right = path.is_file() && check(&path, asset).is_ok();
         if right {
-            kept(asset.path)?;
+            show(asset.path);
         }
         Ok(right)
     }
@@ -215,7 +225,8 @@ impl Folder {
     fn take(&self, found: &Path, asset: &Asset) -> Result<()> {
         check(found, asset)?;
         fs::rename(found, self.at(asset.path))?;
-        kept(asset.path)
+        show(asset.path);
+        Ok(())
     }
 }
 
@@ -228,9 +239,8 @@ fn all_there(folder: &Folder, assets: &[Asset]) -> Result<bool> {
     Ok(true)
 }
 
-fn kept(path: &str) -> Result<()> {
+fn show(path: &str) {
     println!("fetch: {path}");
-    Ok(())
 }
 
 /// A folder for one download, removed when done.

@@ -27,12 +27,12 @@ pub fn fast() -> Result<()> {
     repo::run(cargo.args(LIGHT_CRATES.iter().flat_map(|name| ["-p", name])))
 }
 
-/// First everything that needs nothing from outside, then everything that does.
+/// First everything that needs nothing from outside, then everything that does. What is missing is found out at once.
 pub fn everything() -> Result<()> {
     let data = data_folder()?;
+    fetch::run(&[])?;
     fast()?;
     repo::run(repo::cargo().args(["test", "--locked", "--release", "--workspace"]))?;
-    fetch::run(&[])?;
     let models = std::env::var_os("SLMC_MODELS")
         .map_or_else(|| repo::root().join(fetch::DEFAULT_FOLDER), PathBuf::from);
     // One at a time: each uses all cores, and the larger ones gigabytes.

@@ -1,40 +1,54 @@
-//! Looking at datasets.
+//! Looking at datasets, and making one.
 
-use std::path::Path;
+use std::io::Write;
 
 use serde_json::json;
-use slmc_data::{Documents, Special, Tokenizer};
+use slmc_formats::AtomicFile;
+use slmc_stages::{SampleSettings, sample_documents, survey};
 
-use super::{Session, model};
+use super::{Session, eval::stage_failure, model};
 use crate::{
-    args::DataVerb,
-    failure::{Failure, OrFail, input_error},
+    args::{DataVerb, SampleArgs},
+    failure::{Failure, OrFail},
     output,
 };
 
 /// Runs a verb on a dataset.
 pub fn data(verb: &DataVerb, session: &Session<'_>) -> Result<(), Failure> {
-    let DataVerb::Inspect { data, model } = verb;
-    let documents = Documents::open(Path::new(data), session.surroundings.data_root.as_deref()).or_input()?;
-    let tokenizer = model.as_deref().map(tokenizer_of).transpose()?;
-    let (mut n_documents, mut n_held_out, mut n_bytes, mut n_tokens) = (0_u64, 0_u64, 0_u64, 0_u64);
-    for document in documents.all() {
-        n_documents += 1;
-        n_bytes += document.text.len() as u64;
-        if let Some(tokenizer) = &tokenizer {
-            n_tokens += tokenizer.encode(&document.text, Special::Plain).or_run()?.len() as u64;
-        }
+    match verb {
+        DataVerb::Inspect { data, model } => inspect(data, model.as_deref(), session),
+        DataVerb::Sample(args) => sample(args, session),
     }
-    n_held_out += documents.held_out().count() as u64;
-    let tokens = tokenizer.is_some().then_some(n_tokens);
-    let document = json!({"documents": n_documents, "held_out_documents": n_held_out, "bytes": n_bytes, "tokens": tokens});
-    let counted = tokens.map_or(String::new(), |n| format!(", {n} tokens"));
-    let text = format!("{data}: {n_documents} documents ({n_held_out} held out), {n_bytes} bytes{counted}");
-    output::print(session.global.json, &document, &text)
 }
 
-fn tokenizer_of(path: &str) -> Result<Tokenizer, Failure> {
-    let checkpoint = model::open(path)?;
-    let files = checkpoint.tokenizer.ok_or_else(|| input_error(format!("{path} has no tokenizer")))?;
-    Tokenizer::from_files(&files).or_input()
+fn inspect(data: &str, model: Option<&str>, session: &Session<'_>) -> Result<(), Failure> {
+    let checkpoint = model.map(model::open).transpose()?;
+    let found = survey(data, checkpoint.as_ref(), &session.surroundings).map_err(stage_failure)?;
+    let tokens = found.tokens.map_or(String::new(), |n| format!(", {n} tokens"));
+    let text = format!(
+        "{data}: {} documents ({} train, {} valid, {} test), {} bytes{tokens}",
+        found.documents, found.train, found.valid, found.test, found.bytes
+    );
+    output::print(session.global.json, &serde_json::to_value(&found).or_run()?, &text)
+}
+
+fn sample(args: &SampleArgs, session: &Session<'_>) -> Result<(), Failure> {
+    let checkpoint = model::open(&args.model)?;
+    let settings = SampleSettings {
+        n_tokens: args.tokens,
+        document_len: args.document_len,
+        temperature: args.temperature,
+        seed: session.global.seed.unwrap_or(0),
+    };
+    let documents = sample_documents(&checkpoint, settings, &session.surroundings, session.terminal);
+    let documents = documents.map_err(stage_failure)?;
+    let mut file = AtomicFile::create(&args.out).or_run()?;
+    for document in &documents {
+        writeln!(file, "{}", json!({"text": document})).or_run()?;
+    }
+    file.commit().or_run()?;
+    let n_bytes: usize = documents.iter().map(String::len).sum();
+    let document = json!({"out": args.out, "documents": documents.len(), "bytes": n_bytes});
+    let text = format!("{}: {} documents, {n_bytes} bytes of text", args.out.display(), documents.len());
+    output::print(session.global.json, &document, &text)
 }

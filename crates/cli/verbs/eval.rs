@@ -1,6 +1,6 @@
 //! Measuring models.
 
-use slmc_eval::Protocol;
+use slmc_eval::{Protocol, Windowing};
 use slmc_stages::{divergence_of, perplexity_of};
 
 use super::{Session, model};
@@ -22,14 +22,16 @@ fn ppl(args: &PplArgs, session: &Session<'_>) -> Result<(), Failure> {
     let checkpoint = model::open(&args.model)?;
     let text = &args.text;
     let protocol = match args.protocol.as_str() {
-        "rolling" => Protocol::Rolling { ctx: text.ctx, stride: text.ctx / 2, chunks: text.chunks },
-        _ => Protocol::Llama { ctx: text.ctx, chunks: text.chunks },
+        "rolling" => Protocol::Rolling { stride: (text.ctx / 2).max(1) },
+        _ => Protocol::Llama,
     };
-    let found = perplexity_of(&checkpoint, &text.data, protocol, &session.surroundings, session.terminal);
+    let windowing = Windowing { protocol, ctx: text.ctx, chunks: text.chunks };
+    let found = perplexity_of(&checkpoint, &text.data, windowing, &session.surroundings, session.terminal);
     let found = found.map_err(stage_failure)?;
+    let bits = found.bits_per_byte.map_or(String::new(), |bits| format!(", {bits:.4} bits per byte"));
     let line = format!(
-        "perplexity {:.4} ± {:.4} over {} tokens, {:.4} bits per byte",
-        found.ppl, found.standard_error, found.tokens, found.bits_per_byte
+        "perplexity {:.4} ± {:.4} over {} tokens{bits}",
+        found.ppl, found.standard_error, found.tokens
     );
     output::print(session.global.json, &serde_json::to_value(&found).or_run()?, &line)
 }
@@ -41,7 +43,7 @@ fn kld(args: &KldArgs, session: &Session<'_>) -> Result<(), Failure> {
         &checkpoint,
         &baseline,
         &text.data,
-        (text.ctx, text.chunks),
+        Windowing::llama(text.ctx, text.chunks),
         &session.surroundings,
         session.terminal,
     );
@@ -57,12 +59,11 @@ fn kld(args: &KldArgs, session: &Session<'_>) -> Result<(), Failure> {
     output::print(session.global.json, &serde_json::to_value(&found).or_run()?, &line)
 }
 
-fn stage_failure(error: slmc_recipe::StageError) -> Failure {
+/// How a failed measurement ends the program.
+pub fn stage_failure(error: slmc_recipe::StageError) -> Failure {
     use slmc_recipe::StageError::{Failed, Input, Interrupted};
     match error {
-        Interrupted(what) => {
-            Failure::Interrupted(format!("{what}; an evaluation keeps nothing: start it again"))
-        }
+        Interrupted(what) => Failure::Interrupted(format!("{what}; nothing of it is kept: start it again")),
         Input(message) => input_error(message),
         Failed(message) => Failure::Run(anyhow::Error::msg(message)),
     }

@@ -9,10 +9,13 @@ use tokenizers::{
     ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, Tokenizer, pre_tokenizers::split::SplitPattern,
 };
 
+/// How GPT-2 splits words off (`encoder.py`).
+pub(crate) const GPT2_PATTERN: &str =
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+
 /// Splitting expressions for which the above was checked; any other is encoded whole.
 const KNOWN_PATTERNS: [&str; 4] = [
-    // GPT-2
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    GPT2_PATTERN,
     // Llama 3
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     // Qwen 2

@@ -7,6 +7,8 @@
 #![deny(missing_docs)]
 
 mod batches;
+mod bpe;
+mod bpe_json;
 mod chat;
 mod cuts;
 mod document;
@@ -15,9 +17,11 @@ mod hash;
 mod jsonl;
 mod manifest;
 mod pack;
+mod spelling;
 mod tokenizer;
 
 pub use batches::{Batch, BatchError, Batches};
+pub use bpe::{TrainBpeError, train_bpe};
 pub use chat::{ChatError, ChatTemplate, ChatTokens, ScoredChat, render_chat};
 pub use document::{Content, Document, Message, Shares, Split};
 pub use documents::{DataError, Documents, read_text};

@@ -3,6 +3,8 @@
 //! Each document begins with BOS where the model begins texts so, and ends with EOS where the model has one:
 //! packing without padding, as in GPT-3 (Brown et al. 2020, section 2.3). Attention may look across a border.
 
+use std::ops::Range;
+
 use slmc_ir::TokenId;
 
 use crate::{
@@ -113,9 +115,9 @@ impl PackedTokens {
                     .render_scored(messages)
                     .map_err(|source| PackError::Chat { id: document.id.clone(), source })?;
                 let tokens = tokenizer.encode_with_offsets(&chat.text).map_err(refused)?;
-                self.extend(tokenizer.missing_bos(tokens.first().map(|t| t.0)), false);
-                for (token, (start, end)) in tokens {
-                    let said = |span: &std::ops::Range<usize>| span.start <= start && end <= span.end;
+                self.extend(tokenizer.missing_bos(tokens.first().map(|first| first.0)), false);
+                for (token, bytes) in tokens {
+                    let said = |span: &Range<usize>| span.start <= bytes.start && bytes.end <= span.end;
                     self.extend([token], chat.said.iter().any(said));
                 }
                 self.n_bytes += chat.text.len() as u64;

@@ -3,15 +3,22 @@
 //! What is added around a text comes from [`SpecialTokens`] alone, never from the post-processor of
 //! `tokenizer.json`: there is one answer to "does this model begin a text with BOS", and it is the model's.
 
+use std::{collections::BTreeSet, ops::Range};
+
 use rayon::prelude::*;
 use slmc_ir::{SpecialTokens, TokenId, TokenizerFiles};
 
-use crate::cuts;
+use crate::{cuts, spelling};
 
 /// Longest `tokenizer.json` that is read; the largest vocabularies in use take about 35 MB.
 const MAX_JSON_BYTES: usize = 512 << 20;
+/// Most ids: as many as a model spec may have rows.
+const MAX_VOCAB: usize = 1 << 24;
 /// Texts below this length are not worth spreading over threads.
 const MIN_PIECE_BYTES: usize = 16 << 10;
+
+/// Words whose tokens are remembered; a long text has some hundred thousand different ones.
+const CACHED_WORDS: usize = 1 << 18;
 
 /// What becomes of special tokens when a text is encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +72,10 @@ pub struct Tokenizer {
     /// Reads them as tokens.
     parsing: tokenizers::Tokenizer,
     special: SpecialTokens,
-    vocab_size: usize,
+    /// Bytes of text that each id stands for, `[vocab_size]`.
+    n_bytes: Vec<u32>,
+    /// Control tokens: those that are not text.
+    control: BTreeSet<TokenId>,
     /// Whether a text may be cut at spaces and encoded in pieces with the same result.
     cuttable: bool,
 }
@@ -83,12 +93,21 @@ impl Tokenizer {
             .map_err(|e| TokenizeError::Json(e.to_string()))?;
         parsing.with_truncation(None).map_err(|e| TokenizeError::Json(e.to_string()))?;
         parsing.with_padding(None);
+        let mut model = parsing.get_model().clone();
+        model.resize_cache(CACHED_WORDS);
+        parsing.with_model(model);
         let mut plain = parsing.clone();
         plain.set_encode_special_tokens(true);
         let vocab_size = parsing.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
+        if vocab_size > MAX_VOCAB {
+            return Err(TokenizeError::Json(format!("an id above {MAX_VOCAB} is no row of an embedding")));
+        }
         check_special(&files.special, vocab_size)?;
+        let added = parsing.get_added_tokens_decoder();
+        let control = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
+        let n_bytes = spelling::n_bytes(&parsing, vocab_size);
         let cuttable = cuts::allowed(&parsing);
-        Ok(Self { plain, parsing, special: files.special.clone(), vocab_size, cuttable })
+        Ok(Self { plain, parsing, special: files.special.clone(), n_bytes, control, cuttable })
     }
 
     /// Encodes a text.
@@ -145,9 +164,10 @@ impl Tokenizer {
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
-    pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(TokenId, (usize, usize))>, TokenizeError> {
+    pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(TokenId, Range<usize>)>, TokenizeError> {
         let encoding = self.parsing.encode(text, false).map_err(|e| TokenizeError::Encode(e.to_string()))?;
-        Ok(encoding.get_ids().iter().copied().zip(encoding.get_offsets().iter().copied()).collect())
+        let spans = encoding.get_offsets().iter().map(|&(start, end)| start..end);
+        Ok(encoding.get_ids().iter().copied().zip(spans).collect())
     }
 
     fn encode_pieces(
@@ -183,7 +203,7 @@ impl Tokenizer {
 
     /// One more than the highest id. The embedding may have more rows (padding), never fewer.
     pub fn vocab_size(&self) -> usize {
-        self.vocab_size
+        self.n_bytes.len()
     }
 
     /// Ids with a meaning of their own.
@@ -201,9 +221,14 @@ impl Tokenizer {
         self.parsing.id_to_token(id)
     }
 
+    /// Bytes of text that a token stands for; 0 for control tokens and ids outside the vocabulary.
+    pub fn n_bytes(&self, id: TokenId) -> u32 {
+        self.n_bytes.get(id as usize).copied().unwrap_or(0)
+    }
+
     /// Whether a token is a control token (not text).
     pub fn is_special(&self, id: TokenId) -> bool {
-        self.parsing.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
+        self.control.contains(&id)
     }
 }
 

@@ -142,7 +142,7 @@ pub enum TokenizerError {
          {normalizer}); known: {known}. Refused, because another would silently give other tokens"
     )]
     PreUnknown { pre_tokenizer: String, normalizer: String, known: String },
-    #[error("`tokenizer.json` has {what} {found}, which GGUF cannot say")]
+    #[error("`tokenizer.json` has {what} {found}, which is not supported")]
     Inexpressible { what: &'static str, found: String },
     #[error("there are {found} {what} for {expected} rows of the embedding; this is another model's tokenizer")]
     Count { what: &'static str, found: usize, expected: usize },

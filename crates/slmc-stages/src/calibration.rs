@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use serde::Serialize;
 use slmc_data::{ChatTemplate, Content, Document, Documents, PackedTokens, Shares, Split, Tokenizer};
 use slmc_ir::{Checkpoint, TokenId};
 use slmc_recipe::StageError;
@@ -63,6 +64,50 @@ impl Dataset {
     pub fn all(&self) -> impl Iterator<Item = &Document> {
         self.documents.iter()
     }
+}
+
+/// What a dataset holds.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Survey {
+    /// Documents in all.
+    pub documents: u64,
+    /// Those that are learnt from.
+    pub train: u64,
+    /// Those that are looked at while learning.
+    pub valid: u64,
+    /// Those that are measured on at the end.
+    pub test: u64,
+    /// Bytes of plain text.
+    pub bytes: u64,
+    /// Tokens, separators included, where a model was given to count with.
+    pub tokens: Option<u64>,
+}
+
+/// Counts what a dataset holds; with a model, in its tokens too.
+pub fn survey(
+    data: &str,
+    model: Option<&Checkpoint>,
+    surroundings: &Surroundings,
+) -> Result<Survey, StageError> {
+    let dataset = Dataset::open(data, surroundings)?;
+    let count = |split| dataset.of(split).count() as u64;
+    let bytes = |document: &Document| match &document.content {
+        Content::Text(text) => text.len(),
+        Content::Chat(messages) => messages.iter().map(|message| message.content.len()).sum(),
+        Content::Completion { prompt, completion } => prompt.len() + completion.len(),
+    };
+    let tokens = match model {
+        Some(model) => Some(pack(dataset.all(), model, &tokenizer_of(model)?)?.tokens().len() as u64),
+        None => None,
+    };
+    Ok(Survey {
+        documents: dataset.documents.len() as u64,
+        train: count(Split::Train),
+        valid: count(Split::Valid),
+        test: count(Split::Test),
+        bytes: dataset.all().map(|document| bytes(document) as u64).sum(),
+        tokens,
+    })
 }
 
 /// Documents end to end as tokens; chats are written out with the model's own template.

@@ -9,7 +9,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use burn::tensor::{Device, Int, Tensor, TensorData, activation::log_softmax};
 use ndarray::Array2;
 use serde_json::json;
-use slmc_compress::{BlockInfluence, ChannelStats, GramStats, choose_layers, keep_top, refit_down};
+use slmc_compress::{
+    BlockInfluence, Candidates, ChannelStats, ChooseError, CompressError, GramStats, LayerChoice, LayerStats, channel_scores,
+    choose_layers, compensate, keep_top,
+};
 use slmc_interop::{WriteOptions, write_hf_folder};
 use slmc_ir::{
     Checkpoint, Format, Lineage, MemorySource, ModelSpec, Outline, Role, Step, TensorKey, TokenId, Weight,
@@ -32,7 +35,12 @@ pub struct Carve {
 struct Narrowed {
     kept: Vec<usize>,
     down: Array2<f32>,
+    /// Share of the projection's output that is lost, as mean squares; unknown where nothing was refitted.
+    output_error: Option<f64>,
 }
+
+/// Damping of the refit, as a share of the mean diagonal of the activations' Gram matrix.
+const DAMPING: f64 = 0.01;
 
 impl Carve {
     pub fn new(config: CarveConfig, around: Arc<Surroundings>) -> Self {
@@ -85,12 +93,18 @@ impl Stage for Carve {
             config: &self.config,
             context,
         };
-        let removed = surgeon.blocks_to_remove(input.spec().n_layers - spec.n_layers)?;
-        let kept: Vec<usize> = (0..input.spec().n_layers).filter(|i| !removed.contains(i)).collect();
+        let choice = surgeon.blocks_to_remove(input.spec().n_layers - spec.n_layers)?;
+        let kept: Vec<usize> = (0..input.spec().n_layers).filter(|i| !choice.removed.contains(i)).collect();
         let narrowed =
             if spec.d_ff < input.spec().d_ff { surgeon.narrow(&kept, spec.d_ff)? } else { Vec::new() };
         let weights = assemble(&input, &spec, &kept, &narrowed)?;
-        let report = json!({"removed_blocks": removed, "n_layers": spec.n_layers, "d_ff": spec.d_ff});
+        let report = json!({
+            "removed_blocks": choice.removed,
+            "losses": choice.losses,
+            "output_error": narrowed.iter().map(|narrow| narrow.output_error).collect::<Vec<_>>(),
+            "n_layers": spec.n_layers,
+            "d_ff": spec.d_ff,
+        });
         let mut lineage: Lineage = input.lineage.clone();
         lineage.steps.push(Step {
             stage: self.name().to_owned(),
@@ -142,34 +156,36 @@ struct Surgeon<'a> {
 }
 
 impl Surgeon<'_> {
-    fn blocks_to_remove(&self, n_removed: usize) -> Result<Vec<usize>, StageError> {
+    fn blocks_to_remove(&self, n_removed: usize) -> Result<LayerChoice, StageError> {
         let n_layers = self.decoder.spec().n_layers;
         if n_removed == 0 {
-            return Ok(Vec::new());
+            return Ok(LayerChoice { removed: Vec::new(), losses: Vec::new(), trials: Vec::new() });
         }
-        let influence = self.influence()?;
+        let influences = self.influences()?;
         let host = self.context.host;
         host.begin("carve: blocks", (n_removed * CANDIDATES) as u64, "trials");
         let mut n_trials = 0;
-        let removed = choose_layers(n_layers, n_removed, &influence, CANDIDATES, |removed: &[usize]| {
+        let candidates = Candidates::LeastInfluential { influences: &influences, n: CANDIDATES };
+        let choice = choose_layers(n_layers, n_removed, candidates, |removed: &[usize]| {
             if host.stop_requested() {
-                return Err(StageError::Interrupted(
-                    "nothing is lost but this stage's measurements".to_owned(),
-                ));
+                return Err(StageError::Interrupted("nothing is lost but this stage's measurements".to_owned()));
             }
             let loss = self.loss_without(removed);
             n_trials += 1;
             host.advance_to(n_trials, &format!("loss {loss:.3}"));
             Ok(loss)
-        })?;
+        });
         host.end();
-        Ok(removed)
+        choice.map_err(|error| match error {
+            ChooseError::Loss { source, .. } => source,
+            other => StageError::Failed(other.to_string()),
+        })
     }
 
     /// How much each block changes the residual stream.
-    fn influence(&self) -> Result<Vec<f64>, StageError> {
+    fn influences(&self) -> Result<Vec<f64>, StageError> {
         let n_layers = self.decoder.spec().n_layers;
-        let mut stats: Vec<BlockInfluence> = (0..n_layers).map(|_| BlockInfluence::default()).collect();
+        let mut stats: Vec<BlockInfluence> = (0..n_layers).map(|_| BlockInfluence::empty()).collect();
         for batch in &self.batches {
             let mut hidden = self.decoder.embed(batch.tensor(&self.device));
             for (index, stats) in stats.iter_mut().enumerate() {
@@ -178,7 +194,7 @@ impl Surgeon<'_> {
                 hidden = after;
             }
         }
-        Ok(stats.iter().map(BlockInfluence::influence).collect())
+        stats.iter().map(BlockInfluence::score).collect::<Result<_, _>>().map_err(failed)
     }
 
     /// Mean next-token loss on the calibration set without some blocks.
@@ -237,7 +253,6 @@ impl Surgeon<'_> {
         d_ff: usize,
         hidden: &mut [Tensor<3>],
     ) -> Result<Narrowed, StageError> {
-        let failed = |e: slmc_compress::CompressError| StageError::Failed(format!("block {index}: {e}"));
         let down = self.down_projection(index)?;
         let mut channels = ChannelStats::empty(down.ncols());
         let mut gram = GramStats::empty(down.ncols());
@@ -252,18 +267,18 @@ impl Surgeon<'_> {
             products.push(captured.ffn_product);
             *hidden = out;
         }
-        let kept = keep_top(&channels.scores(down.view()), d_ff);
-        let new_down = if self.config.compensate {
-            let refit = refit_down(down.view(), &gram, &kept).map_err(failed)?;
-            if let Some(note) = refit.note {
-                self.context.host.warn(&format!("block {index}: {note}"));
+        let kept = keep_top(&channel_scores(&channels, down.view()).map_err(failed)?, d_ff);
+        let (new_down, output_error) = if self.config.compensate {
+            let refit = compensate(down.view(), &gram, &kept, DAMPING).map_err(failed)?;
+            if refit.damping > DAMPING {
+                self.context.host.warn(&format!("block {index}: the refit needed a damping of {:.3}", refit.damping));
             }
-            refit.down
+            (refit.weight, Some(refit.error / refit.energy.max(f64::MIN_POSITIVE)))
         } else {
-            down.select(ndarray::Axis(1), &kept)
+            (down.select(ndarray::Axis(1), &kept), None)
         };
         self.replay(&down, &new_down, &kept, &products, hidden);
-        Ok(Narrowed { kept, down: new_down })
+        Ok(Narrowed { kept, down: new_down, output_error })
     }
 
     fn down_projection(&self, index: usize) -> Result<Array2<f32>, StageError> {
@@ -298,10 +313,15 @@ impl Surgeon<'_> {
     }
 }
 
+fn failed(error: CompressError) -> StageError {
+    StageError::Failed(error.to_string())
+}
+
 /// `[batch, seq, width]` as a matrix of `batch * seq` rows.
 fn rows(tensor: Tensor<3>) -> Result<Array2<f32>, StageError> {
     let [n_batch, seq_len, width] = tensor.dims();
-    let numbers = tensor.into_data().into_vec::<f32>().map_err(|e| StageError::Failed(format!("{e:?}")))?;
+    let numbers =
+        tensor.into_data().try_into_vec::<f32>().map_err(|e| StageError::Failed(format!("{e:?}")))?;
     Array2::from_shape_vec((n_batch * seq_len, width), numbers).map_err(|e| StageError::Failed(e.to_string()))
 }
 

@@ -85,8 +85,3 @@ fn training(student: &ModelSpec, teacher: Option<&ModelSpec>, config: &TrainConf
     };
     (memory, 2 * 3 * model_bytes(student), seconds)
 }
-
-/// The most that any stage needs: memory is given back between stages.
-pub fn peak_memory(estimates: &[Estimate]) -> u64 {
-    estimates.iter().map(|estimate| estimate.memory_bytes).max().unwrap_or(0)
-}

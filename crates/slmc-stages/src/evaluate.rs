@@ -1,6 +1,6 @@
 //! Measuring an artefact with the Burn model.
 
-use slmc_eval::{Divergence, Perplexity, Protocol};
+use slmc_eval::{Divergence, EvalError, EvalText, Perplexity, Windowing};
 use slmc_ir::{Checkpoint, Host};
 use slmc_model::{Decoder, Evaluator};
 use slmc_recipe::{EvalConfig, Evaluation, StageError};
@@ -18,8 +18,8 @@ pub fn evaluate(
     surroundings: &Surroundings,
     host: &dyn Host,
 ) -> Result<Evaluation, StageError> {
-    let protocol = Protocol::Llama { ctx: config.ctx, chunks: config.chunks };
-    let found = perplexity_of(checkpoint, &config.data, protocol, surroundings, host)?;
+    let windowing = Windowing::llama(config.ctx, config.chunks);
+    let found = perplexity_of(checkpoint, &config.data, windowing, surroundings, host)?;
     Ok(Evaluation { ppl: found.ppl, standard_error: found.standard_error, tokens: found.tokens })
 }
 
@@ -27,14 +27,14 @@ pub fn evaluate(
 pub fn perplexity_of(
     checkpoint: &Checkpoint,
     data: &str,
-    protocol: Protocol,
+    windowing: Windowing,
     surroundings: &Surroundings,
     host: &dyn Host,
 ) -> Result<Perplexity, StageError> {
     let tokenizer = tokenizer_of(checkpoint)?;
-    let text = text_of(data, surroundings)?;
+    let text = EvalText::new(&tokenizer, &text_of(data, surroundings)?).map_err(eval_error)?;
     let mut model = evaluator_of(checkpoint, surroundings)?;
-    slmc_eval::perplexity(&mut model, &tokenizer, &text, protocol, host).map_err(eval_error)
+    slmc_eval::perplexity(&mut model, &text, windowing, host).map_err(eval_error)
 }
 
 /// The model, ready to be asked.
@@ -53,12 +53,12 @@ fn text_of(data: &str, surroundings: &Surroundings) -> Result<String, StageError
     Ok(texts?.join("\n"))
 }
 
-/// KL divergence of a checkpoint from a baseline on the text of a dataset, in chunks of `ctx` tokens.
+/// KL divergence of a checkpoint from a baseline on the text of a dataset.
 pub fn divergence_of(
     checkpoint: &Checkpoint,
     baseline: &Checkpoint,
     data: &str,
-    (ctx, chunks): (usize, Option<usize>),
+    windowing: Windowing,
     surroundings: &Surroundings,
     host: &dyn Host,
 ) -> Result<Divergence, StageError> {
@@ -68,15 +68,16 @@ pub fn divergence_of(
             "the two models have different tokenizers: their distributions are about different tokens";
         return Err(StageError::Input(message.to_owned()));
     }
-    let text = text_of(data, surroundings)?;
+    let text = EvalText::new(&tokenizer, &text_of(data, surroundings)?).map_err(eval_error)?;
     let (mut model, mut base) =
         (evaluator_of(checkpoint, surroundings)?, evaluator_of(baseline, surroundings)?);
-    slmc_eval::divergence(&mut model, &mut base, &tokenizer, &text, ctx, chunks, host).map_err(eval_error)
+    slmc_eval::kl_divergence(&mut model, &mut base, &text, windowing, host).map_err(eval_error)
 }
 
-fn eval_error(error: slmc_eval::EvalError) -> StageError {
+fn eval_error(error: EvalError) -> StageError {
     match error {
-        slmc_eval::EvalError::Interrupted => StageError::Interrupted("during an evaluation".to_owned()),
-        other => StageError::Failed(other.to_string()),
+        EvalError::Stopped { .. } => StageError::Interrupted(error.to_string()),
+        EvalError::Forward(_) | EvalError::NotFinite { .. } | EvalError::Row { .. } => StageError::Failed(error.to_string()),
+        _ => StageError::Input(error.to_string()),
     }
 }

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use serde_json::json;
 use slmc_data::Split;
-use slmc_interop::{WriteOptions, read_config, write_hf_folder};
+use slmc_interop::{WriteOptions, open_config, write_hf_folder};
 use slmc_ir::{Checkpoint, Extras, Format, Lineage, ModelSpec, Outline, TokenizerFiles};
 use slmc_model::Decoder;
 use slmc_recipe::{Finished, FreshConfig, Rejection, Stage, StageContext, StageError};
@@ -30,7 +30,7 @@ impl Fresh {
     }
 
     fn spec(&self) -> Result<ModelSpec, String> {
-        read_config(Path::new(&self.config.config)).map_err(|e| e.to_string())
+        open_config(Path::new(&self.config.config)).map_err(|e| e.to_string())
     }
 
     /// Trained on the data, taken from a model that is named, or taken from the recipe's model.

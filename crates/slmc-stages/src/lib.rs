@@ -15,6 +15,7 @@ mod sample;
 mod training;
 
 pub use build::build;
+pub use calibration::{Survey, survey};
 pub use estimate::{Estimate, estimate};
 pub use evaluate::{divergence_of, evaluate, perplexity_of};
 pub use export::{Target, write_checkpoint};

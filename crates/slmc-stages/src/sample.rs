@@ -1,7 +1,7 @@
 //! Text that a model itself writes: calibration and training data where no other is at hand, or none may be used.
 
 use burn::tensor::{Int, Tensor, TensorData};
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use slmc_ir::{Checkpoint, Host, TokenId};
 use slmc_model::Decoder;
@@ -85,7 +85,7 @@ impl Writer {
         let d_model = self.decoder.spec().d_model;
         let logits = last.reshape([n_texts, d_model]).matmul(self.decoder.head().transpose());
         let logits =
-            logits.into_data().into_vec::<f32>().map_err(|e| StageError::Failed(format!("{e:?}")))?;
+            logits.into_data().try_into_vec::<f32>().map_err(|e| StageError::Failed(format!("{e:?}")))?;
         for (text, row) in texts.iter_mut().zip(logits.chunks_exact(self.decoder.spec().vocab_size)) {
             text.push(choose(row, self.temperature, self.rng.random()));
         }

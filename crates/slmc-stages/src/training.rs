@@ -8,9 +8,7 @@ use slmc_interop::{WriteOptions, write_hf_folder};
 use slmc_ir::{Checkpoint, Format, Lineage, Outline, Step};
 use slmc_model::Decoder;
 use slmc_recipe::{Budget, DistillConfig, Finished, Rejection, Stage, StageContext, StageError, TrainConfig};
-use slmc_train::{
-    Batch, BatchSource, DistillSettings, Stopped, TrainError, TrainInputs, TrainSettings, train,
-};
+use slmc_train::{DistillSettings, Stopped, TrainInputs, TrainSettings, train};
 
 use crate::{
     Surroundings,
@@ -113,20 +111,6 @@ impl Training {
     }
 }
 
-/// The data's batches as the loop takes them.
-struct Source(Batches);
-
-impl BatchSource for Source {
-    fn batch(&self, index: u64) -> Result<Batch, TrainError> {
-        Ok(plain(self.0.batch(index)))
-    }
-}
-
-fn plain(batch: slmc_data::Batch) -> Batch {
-    let loss_mask = batch.loss_mask.unwrap_or_else(|| vec![true; batch.targets.len()]);
-    Batch { inputs: batch.inputs, targets: batch.targets, loss_mask }
-}
-
 /// Soft targets mean something only between equal vocabularies.
 fn check_same_tokenizer(teacher: &Checkpoint, student: &Checkpoint) -> Result<(), StageError> {
     if !same_vocabulary(&tokenizer_of(teacher)?, &tokenizer_of(student)?) {
@@ -177,12 +161,12 @@ impl Stage for Training {
         let settings = self.settings(context.seed);
         let held_out = eval_batches.iter().flat_map(|batches| {
             let n_batches = batches.n_batches_per_epoch().min(self.config.eval_batches as u64);
-            (0..n_batches).map(|index| plain(batches.batch(index)))
+            (0..n_batches).map(|index| batches.batch(index))
         });
         let inputs = TrainInputs {
             student: load(&input, &device)?,
             teacher: teacher_decoder.as_ref(),
-            train: &Source(train_batches),
+            train: &train_batches,
             eval: &held_out.collect::<Vec<_>>(),
             run_dir: context.folder,
             // The runner gives each set of settings and inputs a folder of its own.

@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn a_crate_without_a_layer_is_found() {
-        let workspace = Workspace { members: vec![member("slmc-ir", None, &[])] };
+        let workspace = Workspace { members: vec![member("slmc-ir", None, &[])], ..Workspace::default() };
         assert_eq!(layers(&workspace).len(), 1);
     }
 
@@ -96,7 +96,7 @@ mod tests {
             member("slmc-blocks", Some(1), &[("slmc-ir", "*"), ("slmc-formats", "*")]),
             member("slmc-formats", Some(1), &[("slmc-ir", "*")]),
         ];
-        let findings = layers(&Workspace { members });
+        let findings = layers(&Workspace { members, ..Workspace::default() });
         let places: Vec<_> = findings.iter().map(|f| f.place.as_str()).collect();
         assert_eq!(places, ["slmc-ir", "slmc-blocks"]);
         assert!(findings[1].message.contains("slmc-formats"));
@@ -108,7 +108,7 @@ mod tests {
             member("slmc-eval", Some(2), &[("burn-tensor", "=0.22.1")]),
             member("slmc-model", Some(3), &[("burn", "=0.22.1")]),
         ];
-        let findings = burn_crates(&Workspace { members });
+        let findings = burn_crates(&Workspace { members, ..Workspace::default() });
         assert_eq!(findings.len(), 1);
         assert_eq!(findings[0].place, "slmc-eval");
     }
@@ -116,9 +116,12 @@ mod tests {
     #[test]
     fn the_program_may_have_burn_behind_a_feature_only() {
         let mut program = member("slmc", Some(6), &[("burn", "=0.22.1")]);
-        assert_eq!(burn_crates(&Workspace { members: vec![program.clone()] }).len(), 1);
+        assert_eq!(
+            burn_crates(&Workspace { members: vec![program.clone()], ..Workspace::default() }).len(),
+            1
+        );
         program.dependencies[0].optional = true;
-        assert_eq!(burn_crates(&Workspace { members: vec![program] }), []);
+        assert_eq!(burn_crates(&Workspace { members: vec![program], ..Workspace::default() }), []);
     }
 
     #[test]
@@ -127,7 +130,7 @@ mod tests {
             member("slmc-model", Some(3), &[("burn", "^0.22.1")]),
             member("slmc-train", Some(4), &[("burn", "=0.22.1")]),
         ];
-        let findings = burn_pinned(&Workspace { members });
+        let findings = burn_pinned(&Workspace { members, ..Workspace::default() });
         assert_eq!(findings.len(), 1);
         assert_eq!(findings[0].place, "slmc-model");
     }

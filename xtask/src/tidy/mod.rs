@@ -5,6 +5,7 @@
 
 mod code;
 mod layers;
+mod licences;
 mod manifests;
 mod rust_source;
 mod size;
@@ -50,6 +51,8 @@ const RULES: &[Rule] = &[
     Rule { name: "no-surroundings", binding: true, check: |tree, _| code::no_surroundings(tree) },
     Rule { name: "no-stubs", binding: true, check: |tree, _| code::no_stubs(tree) },
     Rule { name: "ignored-tests", binding: true, check: |tree, _| code::ignored_tests(tree) },
+    Rule { name: "licences", binding: true, check: licences::licences },
+    Rule { name: "sources", binding: true, check: |_, workspace| licences::sources(workspace) },
     Rule { name: "own-paths", binding: true, check: |tree, _| tree::own_paths(tree) },
     Rule { name: "file-size", binding: true, check: |tree, _| size::files(tree) },
     Rule { name: "function-size", binding: false, check: |tree, _| size::functions(tree) },

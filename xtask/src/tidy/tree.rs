@@ -73,18 +73,40 @@ pub struct Member {
     pub dependencies: Vec<Dependency>,
 }
 
-/// The members, from `cargo metadata`.
+/// A crate that is built with, or may be on some platform.
+#[derive(Clone, Debug)]
+pub struct Package {
+    pub name: String,
+    /// SPDX expression; empty when the crate only has a licence file.
+    pub licence: String,
+    /// Where it is downloaded from; `None` for the members.
+    pub source: Option<String>,
+}
+
+/// The members and all they depend on, from `cargo metadata`.
+#[derive(Default)]
 pub struct Workspace {
     pub members: Vec<Member>,
+    pub packages: Vec<Package>,
 }
 
 impl Workspace {
     pub fn read() -> Result<Self> {
         let mut cargo = repo::cargo();
-        cargo.args(["metadata", "--no-deps", "--format-version", "1"]);
+        cargo.args(["metadata", "--format-version", "1"]);
         let metadata: Value = serde_json::from_str(&repo::output(&mut cargo)?)?;
         let packages = metadata["packages"].as_array().context("cargo metadata lists no packages")?;
-        Ok(Self { members: packages.iter().map(member).collect() })
+        let members = packages.iter().filter(|package| package["source"].is_null());
+        Ok(Self { members: members.map(member).collect(), packages: packages.iter().map(package).collect() })
+    }
+}
+
+fn package(package: &Value) -> Package {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    Package {
+        name: text(&package["name"]).unwrap_or_default(),
+        licence: text(&package["license"]).unwrap_or_default(),
+        source: text(&package["source"]),
     }
 }
 

@@ -1,0 +1,151 @@
+//! Kullback-Leibler divergence: how far a model's predictions are from its baseline's, token by token.
+//!
+//! KL(base || model) at each scored position of llama-perplexity's protocol. Far more sensitive than perplexity:
+//! both models see the same text, and luck with the true next token drops out.
+
+use serde::Serialize;
+use slmc_ir::{Host, LanguageModel};
+
+use crate::{
+    EvalError, EvalText, Windowing,
+    log_softmax::{argmax, log_sum_exp},
+    perplexity::{nll, standard_error, visit_predictions},
+    windows::{Window, windows},
+};
+
+/// How far a model is from its baseline on a text.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Divergence {
+    /// Mean KL(base || model) of a token, in nats.
+    pub kld: f64,
+    /// Standard error of `kld`, tokens taken as independent.
+    pub kld_standard_error: f64,
+    /// Median KL of a token.
+    pub kld_median: f64,
+    /// The KL that 99 % of the tokens stay below.
+    pub kld_p99: f64,
+    /// The largest KL of a token.
+    pub kld_max: f64,
+    /// Share of the tokens for which both models think the same token likeliest, 0 to 1.
+    pub same_top: f64,
+    /// Perplexity of the model.
+    pub ppl: f64,
+    /// Perplexity of the baseline.
+    pub ppl_base: f64,
+    /// Tokens scored.
+    pub tokens: u64,
+    /// How the text was cut.
+    pub windowing: Windowing,
+    /// KL token by token, in nats, in the order of the text.
+    #[serde(skip)]
+    pub klds: Vec<f64>,
+}
+
+/// Sums over the tokens scored so far.
+#[derive(Default)]
+struct Tally {
+    klds: Vec<f64>,
+    n_same_top: u64,
+    nll: f64,
+    nll_base: f64,
+}
+
+/// Measures a model against a baseline. Both run window by window; the baseline's rows of one window are held
+/// (`scored tokens * vocab_size` f32: 50 MB for 255 tokens of a vocabulary of 49152).
+///
+/// # Errors
+/// When the vocabularies differ, the text is too short, a model fails, or the user stops it.
+pub fn kl_divergence(
+    model: &mut dyn LanguageModel,
+    baseline: &mut dyn LanguageModel,
+    text: &EvalText,
+    windowing: Windowing,
+    host: &dyn Host,
+) -> Result<Divergence, EvalError> {
+    if model.vocab_size() != baseline.vocab_size() {
+        return Err(EvalError::Vocabulary { model: model.vocab_size(), baseline: baseline.vocab_size() });
+    }
+    let context_len = model.context_len().min(baseline.context_len());
+    let windows = windows(text.tokens().len(), windowing, context_len)?;
+    let mut tally = Tally::default();
+    host.begin("KL divergence", windows.len() as u64, "chunks");
+    for (done, window) in windows.iter().enumerate() {
+        if host.stop_requested() {
+            host.end();
+            return Err(EvalError::Stopped { done, total: windows.len() });
+        }
+        tally.add(model, baseline, text, window)?;
+        host.advance_to(done as u64 + 1, &format!("kld {:.5}", tally.mean()));
+    }
+    host.end();
+    Ok(tally.finish(windowing))
+}
+
+impl Tally {
+    fn add(
+        &mut self,
+        model: &mut dyn LanguageModel,
+        baseline: &mut dyn LanguageModel,
+        text: &EvalText,
+        window: &Window,
+    ) -> Result<(), EvalError> {
+        let vocab_size = baseline.vocab_size();
+        let mut base_rows = Vec::with_capacity((window.end - window.scored).saturating_mul(vocab_size));
+        visit_predictions(baseline, text, window, &mut |target, row| {
+            self.nll_base += nll(row, text.tokens()[target], target)?;
+            base_rows.extend_from_slice(row);
+            Ok(())
+        })?;
+        let mut base_rows = base_rows.chunks_exact(vocab_size);
+        visit_predictions(model, text, window, &mut |target, row| {
+            let not_finite = EvalError::NotFinite { token_index: target };
+            // The baseline gave a row for every target, or its visit failed above.
+            let Some(base) = base_rows.next() else { return Err(not_finite) };
+            self.nll += nll(row, text.tokens()[target], target)?;
+            self.klds.push(kl(base, row).ok_or(not_finite)?);
+            self.n_same_top += u64::from(argmax(base) == argmax(row));
+            Ok(())
+        })
+    }
+
+    fn mean(&self) -> f64 {
+        self.klds.iter().sum::<f64>() / self.klds.len() as f64
+    }
+
+    fn finish(self, windowing: Windowing) -> Divergence {
+        let n = self.klds.len() as f64;
+        let kld = self.mean();
+        let mut sorted = self.klds.clone();
+        sorted.sort_by(f64::total_cmp);
+        Divergence {
+            kld,
+            kld_standard_error: standard_error(&self.klds, kld),
+            kld_median: quantile(&sorted, 0.5),
+            kld_p99: quantile(&sorted, 0.99),
+            kld_max: quantile(&sorted, 1.0),
+            same_top: self.n_same_top as f64 / n,
+            ppl: (self.nll / n).exp(),
+            ppl_base: (self.nll_base / n).exp(),
+            tokens: self.klds.len() as u64,
+            windowing,
+            klds: self.klds,
+        }
+    }
+}
+
+/// The value at a share of a sorted list, linear between neighbours.
+fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let place = share * (sorted.len() - 1) as f64;
+    let (low, high) = (place.floor() as usize, place.ceil() as usize);
+    sorted[low] + (sorted[high] - sorted[low]) * (place - low as f64)
+}
+
+/// KL(p || q) of two rows of logits, in nats; `None` if either is not finite.
+fn kl(base: &[f32], row: &[f32]) -> Option<f64> {
+    let (base_sum, sum) = (log_sum_exp(base)?, log_sum_exp(row)?);
+    let term = |(&b, &x): (&f32, &f32)| {
+        let log_p = f64::from(b) - base_sum;
+        f64::from((log_p as f32).exp()) * (log_p - (f64::from(x) - sum))
+    };
+    Some(base.iter().zip(row).map(term).sum())
+}

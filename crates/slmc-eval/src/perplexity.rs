@@ -1,0 +1,167 @@
+//! Perplexity: how well a model predicts a text.
+
+use serde::Serialize;
+use slmc_ir::{Host, LanguageModel, TokenId};
+
+use crate::{
+    EvalError, EvalText, Windowing,
+    log_softmax::log_sum_exp,
+    windows::{Window, windows},
+};
+
+/// What one window came to.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Chunk {
+    /// Sum of the negative log-likelihoods, in nats.
+    pub nll_sum: f64,
+    /// Tokens scored.
+    pub tokens: u64,
+}
+
+/// How well a model predicts a text.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Perplexity {
+    /// `exp` of the mean negative log-likelihood of a token.
+    pub ppl: f64,
+    /// Standard error of `ppl`, tokens taken as independent, as llama-perplexity gives it.
+    pub standard_error: f64,
+    /// Tokens scored.
+    pub tokens: u64,
+    /// Sum of the negative log-likelihoods, in nats.
+    pub nll_sum: f64,
+    /// Bits a byte of the scored text: comparable between tokenizers. Absent where the text's bytes are not known.
+    pub bits_per_byte: Option<f64>,
+    /// How the text was cut.
+    pub windowing: Windowing,
+    /// Window by window.
+    pub per_chunk: Vec<Chunk>,
+    /// Token by token, in nats, in the order of the text: what paired comparisons need.
+    #[serde(skip)]
+    pub nlls: Vec<f64>,
+}
+
+impl Perplexity {
+    /// From the figures of each scored token.
+    fn new(windowing: Windowing, per_chunk: Vec<Chunk>, nlls: Vec<f64>, n_bytes: u64) -> Self {
+        let nll_sum: f64 = per_chunk.iter().map(|chunk| chunk.nll_sum).sum();
+        let n = nlls.len() as f64;
+        let mean = nll_sum / n;
+        let ppl = mean.exp();
+        let bits = nll_sum / std::f64::consts::LN_2;
+        Self {
+            ppl,
+            standard_error: ppl * standard_error(&nlls, mean),
+            tokens: nlls.len() as u64,
+            nll_sum,
+            bits_per_byte: (n_bytes > 0).then(|| bits / n_bytes as f64),
+            windowing,
+            per_chunk,
+            nlls,
+        }
+    }
+}
+
+/// Of a mean, values taken as independent; 0 where there are fewer than two.
+pub(crate) fn standard_error(values: &[f64], mean: f64) -> f64 {
+    let n = values.len() as f64;
+    if values.len() < 2 {
+        return 0.0;
+    }
+    let squares: f64 = values.iter().map(|x| (x - mean) * (x - mean)).sum();
+    (squares / n / (n - 1.0)).sqrt()
+}
+
+/// Measures a model on a text.
+///
+/// # Errors
+/// When the text is too short for the windows, the model fails, or the user stops it.
+pub fn perplexity(
+    model: &mut dyn LanguageModel,
+    text: &EvalText,
+    windowing: Windowing,
+    host: &dyn Host,
+) -> Result<Perplexity, EvalError> {
+    let windows = windows(text.tokens().len(), windowing, model.context_len())?;
+    let (mut per_chunk, mut nlls, mut nll_sum) = (Vec::new(), Vec::new(), 0.0);
+    host.begin("perplexity", windows.len() as u64, "chunks");
+    for (done, window) in windows.iter().enumerate() {
+        if host.stop_requested() {
+            host.end();
+            return Err(EvalError::Stopped { done, total: windows.len() });
+        }
+        let scored = score(model, text, window)?;
+        let sum: f64 = scored.iter().sum();
+        nll_sum += sum;
+        per_chunk.push(Chunk { nll_sum: sum, tokens: scored.len() as u64 });
+        nlls.extend(scored);
+        host.advance_to(done as u64 + 1, &format!("ppl {:.4}", (nll_sum / nlls.len() as f64).exp()));
+    }
+    host.end();
+    Ok(Perplexity::new(windowing, per_chunk, nlls, scored_bytes(text, &windows)))
+}
+
+/// Bytes of the tokens that the windows score.
+pub(crate) fn scored_bytes(text: &EvalText, windows: &[Window]) -> u64 {
+    let bytes = |w: &Window| text.n_bytes()[w.scored..w.end].iter().map(|&n| u64::from(n)).sum::<u64>();
+    windows.iter().map(bytes).sum()
+}
+
+/// The negative log-likelihood of each scored token of a window, in nats.
+fn score(model: &mut dyn LanguageModel, text: &EvalText, window: &Window) -> Result<Vec<f64>, EvalError> {
+    let mut nlls = Vec::with_capacity(window.end - window.scored);
+    visit_predictions(model, text, window, &mut |target, row| {
+        nlls.push(nll(row, text.tokens()[target], target)?);
+        Ok(())
+    })?;
+    Ok(nlls)
+}
+
+/// The negative log-likelihood of `token`, token number `target` of the text, by a row of logits.
+pub(crate) fn nll(row: &[f32], token: TokenId, target: usize) -> Result<f64, EvalError> {
+    let not_finite = EvalError::NotFinite { token_index: target };
+    let vocab_size = row.len();
+    let logit = *row
+        .get(token as usize)
+        .ok_or(EvalError::Forward(slmc_ir::ForwardError::Token { token, vocab_size }))?;
+    Ok(log_sum_exp(row).ok_or(not_finite)? - f64::from(logit))
+}
+
+/// What is done with the row that predicts a token, named by its place in the text.
+pub(crate) type Visit<'v> = dyn FnMut(usize, &[f32]) -> Result<(), EvalError> + 'v;
+
+/// Runs a window and hands over, in order, the row that predicts each scored token: `visit(target, row)` with
+/// `target` the token's place in the text.
+pub(crate) fn visit_predictions(
+    model: &mut dyn LanguageModel,
+    text: &EvalText,
+    window: &Window,
+    visit: &mut Visit<'_>,
+) -> Result<(), EvalError> {
+    let mut tokens = text.tokens()[window.start..window.end].to_vec();
+    if let Some(bos) = text.bos().filter(|_| window.begins_with_bos) {
+        tokens[0] = bos;
+    }
+    let vocab_size = model.vocab_size();
+    let first = window.scored - 1 - window.start;
+    let mut expected = first;
+    let mut outcome = Ok(());
+    model.forward(&tokens, first, &mut |position, row| {
+        if outcome.is_err() {
+            return;
+        }
+        if position != expected || row.len() != vocab_size {
+            outcome = Err(EvalError::Row { position, n_logits: row.len(), expected, vocab_size });
+            return;
+        }
+        expected += 1;
+        // The last row predicts what lies beyond the window.
+        if position + 1 < tokens.len() {
+            outcome = visit(window.start + position + 1, row);
+        }
+    })?;
+    outcome?;
+    if expected + 1 < tokens.len() {
+        return Err(EvalError::Row { position: tokens.len(), n_logits: 0, expected, vocab_size });
+    }
+    Ok(())
+}

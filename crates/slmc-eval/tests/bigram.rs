@@ -1,0 +1,223 @@
+//! Perplexity and KL divergence of a model small enough to do by hand: a table of bigram logits.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use slmc_eval::{EvalError, EvalText, Protocol, Windowing, kl_divergence, perplexity};
+use slmc_ir::{ForwardError, Host, LanguageModel, SilentHost, TokenId};
+
+/// Logits of the next token by the last one alone, `[4, 4]`; and the sequences it was asked for.
+struct Bigram {
+    table: [[f32; 4]; 4],
+    asked: Vec<(Vec<TokenId>, usize)>,
+}
+
+impl Bigram {
+    /// Logits are logarithms of these weights, plus a constant a row that must not matter.
+    fn new(weights: [[f32; 4]; 4]) -> Self {
+        let mut table = weights.map(|row| row.map(f32::ln));
+        table[1] = table[1].map(|x| x + 300.0);
+        table[2] = table[2].map(|x| x - 300.0);
+        Self { table, asked: Vec::new() }
+    }
+}
+
+impl LanguageModel for Bigram {
+    fn vocab_size(&self) -> usize {
+        4
+    }
+    fn context_len(&self) -> usize {
+        64
+    }
+    fn forward(
+        &mut self,
+        tokens: &[TokenId],
+        first: usize,
+        visit: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), ForwardError> {
+        self.asked.push((tokens.to_vec(), first));
+        for (position, &token) in tokens.iter().enumerate().skip(first) {
+            let row = self.table.get(token as usize).ok_or(ForwardError::Token { token, vocab_size: 4 })?;
+            visit(position, row);
+        }
+        Ok(())
+    }
+}
+
+/// Rows sum to 1: the probability of `next` after `last` is `P[last][next]`.
+const P: [[f32; 4]; 4] = [
+    [0.5, 0.25, 0.125, 0.125],
+    [0.25, 0.25, 0.25, 0.25],
+    [0.125, 0.5, 0.125, 0.25],
+    [0.5, 0.125, 0.25, 0.125],
+];
+const Q: [[f32; 4]; 4] = [
+    [0.25, 0.5, 0.125, 0.125],
+    [0.25, 0.25, 0.25, 0.25],
+    [0.125, 0.5, 0.25, 0.125],
+    [0.5, 0.125, 0.25, 0.125],
+];
+
+fn text(bos: Option<TokenId>) -> EvalText {
+    let tokens = vec![0, 1, 2, 3, 0, 0, 2, 1, 3, 3, 1];
+    let n_bytes = vec![2; tokens.len()];
+    EvalText::from_tokens(tokens, n_bytes, bos)
+}
+
+fn close(found: f64, expected: f64) {
+    assert!((found - expected).abs() < 1e-5 * expected.abs().max(1.0), "{found} is not {expected}");
+}
+
+#[test]
+fn llama_protocol_by_hand() {
+    let mut model = Bigram::new(P);
+    let found = perplexity(&mut model, &text(None), Windowing::llama(4, None), &SilentHost).unwrap();
+    // Chunks 0 1 2 3 | 0 0 2 1; position 2 predicts the last token of each: P(3|2) = 1/4, P(1|2) = 1/2.
+    assert_eq!(model.asked, [(vec![0, 1, 2, 3], 2), (vec![0, 0, 2, 1], 2)]);
+    assert_eq!(found.tokens, 2);
+    close(found.nll_sum, 3.0 * 2.0_f64.ln());
+    close(found.ppl, 2.0_f64.powf(1.5));
+    // Three bits over the four bytes of two tokens.
+    close(found.bits_per_byte.unwrap(), 0.75);
+    // Values ln 4 and ln 2 about their mean: population variance (ln 2 / 2)^2, over n - 1 = 1.
+    close(found.standard_error, found.ppl * 2.0_f64.ln() / 2.0);
+    assert_eq!(found.per_chunk.len(), 2);
+    close(found.per_chunk[0].nll_sum, 4.0_f64.ln());
+    assert_eq!(found.nlls.len(), 2);
+}
+
+#[test]
+fn bos_takes_the_place_of_the_first_token() {
+    let mut model = Bigram::new(P);
+    perplexity(&mut model, &text(Some(3)), Windowing::llama(4, Some(2)), &SilentHost).unwrap();
+    assert_eq!(model.asked, [(vec![3, 1, 2, 3], 2), (vec![3, 0, 2, 1], 2)]);
+}
+
+#[test]
+fn rolling_scores_all_but_the_first_whatever_the_stride() {
+    // ln 2 times: P(1|0)=2 P(2|1)=2 P(3|2)=2 P(0|3)=1 P(0|0)=1 P(2|0)=3 P(1|2)=1 P(3|1)=2 P(3|3)=3 P(1|3)=3 bits.
+    let bits = 20.0;
+    for stride in 1..6 {
+        let windowing = Windowing { protocol: Protocol::Rolling { stride }, ctx: 6, chunks: None };
+        let found = perplexity(&mut Bigram::new(P), &text(None), windowing, &SilentHost).unwrap();
+        assert_eq!(found.tokens, 10);
+        close(found.nll_sum, bits * 2.0_f64.ln());
+        close(found.bits_per_byte.unwrap(), bits / 20.0);
+    }
+}
+
+#[test]
+fn divergence_by_hand() {
+    let (mut model, mut base) = (Bigram::new(Q), Bigram::new(P));
+    let found =
+        kl_divergence(&mut model, &mut base, &text(None), Windowing::llama(5, None), &SilentHost).unwrap();
+    // Chunks 0 1 2 3 0 | 0 2 1 3 3 of 5: positions 2 and 3 predict: after 2, 3 | 1, 3.
+    // KL(P[2] || Q[2]) = 1/8 ln(1/2) + 1/4 ln 2 = ln 2 / 8; the other rows are equal.
+    let ln2 = 2.0_f64.ln();
+    assert_eq!(found.tokens, 4);
+    close(found.kld, ln2 / 8.0 / 4.0);
+    close(found.kld_max, ln2 / 8.0);
+    close(found.kld_median, 0.0);
+    close(found.same_top, 1.0);
+    // Base: P(3|2) P(0|3) P(3|1) P(3|3) = 2 + 1 + 2 + 3 bits; the model gives 3 after 2 one bit more.
+    close(found.ppl_base, 2.0_f64.powf(8.0 / 4.0));
+    close(found.ppl, 2.0_f64.powf(9.0 / 4.0));
+}
+
+#[test]
+fn another_top_token_is_seen() {
+    let text = EvalText::from_tokens(vec![0; 8], vec![1; 8], None);
+    let windowing = Windowing::llama(8, None);
+    let found =
+        kl_divergence(&mut Bigram::new(Q), &mut Bigram::new(P), &text, windowing, &SilentHost).unwrap();
+    assert_eq!(found.same_top, 0.0);
+    // KL(P[0] || Q[0]) = 1/2 ln 2 + 1/4 ln(1/2).
+    close(found.kld, 2.0_f64.ln() / 4.0);
+    let itself =
+        kl_divergence(&mut Bigram::new(P), &mut Bigram::new(P), &text, windowing, &SilentHost).unwrap();
+    assert_eq!((itself.kld, itself.same_top, itself.kld_max), (0.0, 1.0, 0.0));
+}
+
+#[test]
+fn damaged_models_are_named() {
+    let mut model = Bigram::new(P);
+    model.table[2][1] = f32::NAN;
+    let error = perplexity(&mut model, &text(None), Windowing::llama(4, None), &SilentHost).unwrap_err();
+    assert!(matches!(error, EvalError::NotFinite { token_index: 3 }), "{error}");
+
+    let strange = EvalText::from_tokens(vec![0, 1, 2, 9], vec![1; 4], None);
+    let error =
+        perplexity(&mut Bigram::new(P), &strange, Windowing::llama(4, None), &SilentHost).unwrap_err();
+    assert!(matches!(error, EvalError::Forward(ForwardError::Token { token: 9, .. })), "{error}");
+}
+
+/// A model that hands over one row fewer than it should.
+struct Short(Bigram);
+
+impl LanguageModel for Short {
+    fn vocab_size(&self) -> usize {
+        4
+    }
+    fn context_len(&self) -> usize {
+        64
+    }
+    fn forward(
+        &mut self,
+        tokens: &[TokenId],
+        first: usize,
+        visit: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), ForwardError> {
+        self.0.forward(&tokens[..tokens.len() - 2], first, visit)
+    }
+}
+
+#[test]
+fn a_model_that_leaves_rows_out_is_refused() {
+    let error = perplexity(&mut Short(Bigram::new(P)), &text(None), Windowing::llama(8, None), &SilentHost);
+    assert!(matches!(error, Err(EvalError::Row { .. })));
+}
+
+/// Asks to stop once two chunks are done.
+#[derive(Default)]
+struct Impatient(AtomicU64);
+
+impl Host for Impatient {
+    fn begin(&self, _: &str, _: u64, _: &str) {}
+    fn advance_to(&self, done: u64, _: &str) {
+        self.0.store(done, Ordering::Relaxed);
+    }
+    fn end(&self) {}
+    fn warn(&self, _: &str) {}
+    fn elapsed(&self) -> std::time::Duration {
+        std::time::Duration::ZERO
+    }
+    fn stop_requested(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 2
+    }
+}
+
+#[test]
+fn the_user_may_stop_it() {
+    let windowing = Windowing { protocol: Protocol::Rolling { stride: 1 }, ctx: 4, chunks: None };
+    let error = perplexity(&mut Bigram::new(P), &text(None), windowing, &Impatient::default()).unwrap_err();
+    assert!(matches!(error, EvalError::Stopped { done: 2, total: 8 }), "{error}");
+}
+
+#[test]
+fn the_fields_have_the_names_others_read() {
+    let ppl = perplexity(&mut Bigram::new(P), &text(None), Windowing::llama(4, None), &SilentHost).unwrap();
+    let json = serde_json::to_value(&ppl).unwrap();
+    for field in ["ppl", "tokens", "bits_per_byte"] {
+        assert!(json[field].is_number(), "{field}");
+    }
+    let kld = kl_divergence(
+        &mut Bigram::new(P),
+        &mut Bigram::new(Q),
+        &text(None),
+        Windowing::llama(4, None),
+        &SilentHost,
+    );
+    let json = serde_json::to_value(kld.unwrap()).unwrap();
+    for field in ["kld", "same_top", "ppl", "ppl_base", "tokens"] {
+        assert!(json[field].is_number(), "{field}");
+    }
+}

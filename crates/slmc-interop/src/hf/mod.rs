@@ -1,0 +1,19 @@
+//! Hugging Face folders: `config.json`, safetensors, `tokenizer.json`.
+
+mod config_read;
+mod config_write;
+mod fields;
+mod read;
+mod sidecar;
+mod tokenizer_read;
+mod tokenizer_write;
+mod weights;
+mod write;
+
+pub use read::open_config;
+pub(crate) use read::{CONFIG_FILE, open_folder};
+pub use write::write_hf_folder;
+
+/// Entries of [`slmc_ir::Extras`] that have files of their own in a folder.
+pub(crate) const CONFIG_EXTRA: &str = "config.json";
+pub(crate) const TOKENIZER_CONFIG_EXTRA: &str = "tokenizer_config.json";

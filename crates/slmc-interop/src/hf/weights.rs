@@ -1,0 +1,84 @@
+//! The safetensors of a Hugging Face folder: one file, or shards and their index.
+
+use std::{collections::BTreeMap, path::Path};
+
+use bytes::Bytes;
+use slmc_formats::{SafetensorsHeader, ShardIndex, map_file};
+use slmc_ir::{ModelSpec, TensorKey, Weight};
+
+use crate::{
+    error::{At as _, OpenError, OpenFault, TensorError, shorten},
+    names::{hf_key, is_hf_buffer},
+};
+
+pub(crate) const WEIGHTS_FILE: &str = "model.safetensors";
+pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// Every tensor of the folder, as slices of the mapped files.
+pub(crate) fn map_weights(folder: &Path, spec: &ModelSpec) -> Result<BTreeMap<TensorKey, Weight>, OpenError> {
+    let mut found = BTreeMap::new();
+    let single = folder.join(WEIGHTS_FILE);
+    if single.is_file() {
+        add_tensors(&single, spec, &mut found)?;
+        return Ok(found);
+    }
+    let index_path = folder.join(INDEX_FILE);
+    if !index_path.is_file() {
+        return Err(no_weights(folder));
+    }
+    let index = ShardIndex::parse(&map_file(&index_path).at(&index_path)?).at(&index_path)?;
+    for shard in index.shards() {
+        let path = folder.join(shard);
+        let names = add_tensors(&path, spec, &mut found)?;
+        let stated = index.weight_map.iter().filter(|(_, file)| *file == shard).map(|(name, _)| name);
+        if let Some(name) = stated.into_iter().find(|name| names.binary_search(name).is_err()) {
+            let fault = TensorError::NotInShard { name: shorten(name), shard: shorten(shard) };
+            return Err(OpenFault::from(fault).at(&index_path));
+        }
+    }
+    Ok(found)
+}
+
+/// Adds a file's tensors; returns the names in it, sorted.
+fn add_tensors(
+    path: &Path,
+    spec: &ModelSpec,
+    found: &mut BTreeMap<TensorKey, Weight>,
+) -> Result<Vec<String>, OpenError> {
+    let file: Bytes = map_file(path).at(path)?;
+    let header = SafetensorsHeader::parse(&file).at(path)?;
+    let mut names = Vec::with_capacity(header.tensors.len());
+    for tensor in header.tensors {
+        let shown = || shorten(&tensor.name);
+        if let Some(key) = wanted_key(&tensor.name, spec).at(path)? {
+            let weight = Weight::new(tensor.shape, tensor.format, file.slice(tensor.range))
+                .map_err(|source| TensorError::Weight { name: shown(), source })
+                .at(path)?;
+            if found.insert(key, weight).is_some() {
+                return Err(OpenFault::from(TensorError::Twice(shown())).at(path));
+            }
+        }
+        names.push(tensor.name);
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// The key of a tensor; `None` for one that the model computes without.
+fn wanted_key(name: &str, spec: &ModelSpec) -> Result<Option<TensorKey>, TensorError> {
+    if is_hf_buffer(name) {
+        return Ok(None);
+    }
+    let key = hf_key(name).ok_or_else(|| TensorError::Unknown(shorten(name)))?;
+    // With a tied head transformers uses the embedding, whatever else the file holds.
+    let unused = spec.tied_head && key.role == slmc_ir::Role::Head;
+    Ok((!unused).then_some(key))
+}
+
+fn no_weights(folder: &Path) -> OpenError {
+    let pickles = ["pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth"];
+    match pickles.into_iter().find(|name| folder.join(name).is_file()) {
+        Some(name) => OpenFault::Pickle(name.to_owned()).at(folder),
+        None => OpenFault::NoWeights.at(folder),
+    }
+}

@@ -1,0 +1,211 @@
+//! Writes a Hugging Face folder.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use serde_json::{Value, json};
+use slmc_formats::{
+    AtomicDir, Existing, SafetensorsWriter,
+    safetensors::PlannedSafeTensor,
+};
+use slmc_ir::{Checkpoint, Format, Host, TensorKey, Weight};
+
+use super::{
+    CONFIG_EXTRA, TOKENIZER_CONFIG_EXTRA, config_write::write_config, sidecar, tokenizer_write::tokenizer_configs,
+    weights::{INDEX_FILE, WEIGHTS_FILE},
+};
+use crate::{
+    error::WriteError,
+    finite::{is_lossless, ready},
+    names::hf_name,
+    write::{Progress, WriteOptions, Written, check_options, is_matrix, read_checked},
+};
+
+/// Largest shard, as Hugging Face's own tools cut them.
+const MAX_SHARD_BYTES: u64 = 5_000_000_000;
+/// Format of matrices that were packed, when none is asked for.
+const UNPACKED: Format = Format::F16;
+
+/// Writes the checkpoint as a Hugging Face folder, which appears under its name when it is complete.
+///
+/// Packed matrices are decoded: to [`WriteOptions::float`], or to f16, which is reported. Norms and biases have
+/// the matrices' format where that loses nothing, and f32 elsewhere.
+///
+/// # Errors
+/// When the folder is there and not empty, a tensor cannot be read or is not finite, the family's configuration
+/// has no way to say what the spec says, files cannot be written, or the host asks to stop; then no folder appears.
+pub fn write_hf_folder(
+    checkpoint: &Checkpoint,
+    folder: &Path,
+    options: &WriteOptions,
+    host: &dyn Host,
+) -> Result<Written, WriteError> {
+    write_shards_of(checkpoint, folder, options, host, MAX_SHARD_BYTES)
+}
+
+fn write_shards_of(
+    checkpoint: &Checkpoint,
+    folder: &Path,
+    options: &WriteOptions,
+    host: &dyn Host,
+    max_shard_bytes: u64,
+) -> Result<Written, WriteError> {
+    check_options(options)?;
+    let (tensors, notes) = written_formats(checkpoint, options.float)?;
+    let matrices = main_format(&tensors);
+    let kept = |name: &str| checkpoint.extras.get(name).and_then(Value::as_object);
+    let special = checkpoint.tokenizer.as_ref().map(|files| &files.special);
+    let mut config = write_config(checkpoint.spec(), matrices, special, kept(CONFIG_EXTRA))?;
+    if let Some(name) = &options.name {
+        config.insert("_name_or_path".to_owned(), json!(name));
+    }
+    let target = AtomicDir::create(folder, Existing::Refuse)?;
+    let mut files = Files { folder: target.path(), n_bytes: 0 };
+    files.put_json("config.json", &config)?;
+    if let Some(generation) = &checkpoint.generation {
+        files.put_json("generation_config.json", generation)?;
+    }
+    if let Some(tokenizer) = &checkpoint.tokenizer {
+        let (config, map) =
+            tokenizer_configs(tokenizer, checkpoint.spec().context_len, kept(TOKENIZER_CONFIG_EXTRA))?;
+        files.put("tokenizer.json", tokenizer.json.as_bytes())?;
+        files.put_json("tokenizer_config.json", &config)?;
+        files.put_json("special_tokens_map.json", &map)?;
+        if let Some(template) = &tokenizer.chat_template {
+            files.put("chat_template.jinja", template.as_bytes())?;
+        }
+    }
+    if let Some(text) = sidecar::to_text(&checkpoint.extras, &checkpoint.lineage)? {
+        files.put(sidecar::FILE, text.as_bytes())?;
+    }
+    write_weights(checkpoint, &tensors, max_shard_bytes, host, &mut files)?;
+    let file_bytes = files.n_bytes;
+    target.commit()?;
+    Ok(Written { file_bytes, tensors, notes })
+}
+
+/// The format of each tensor in the folder, and what is other than it was.
+fn written_formats(
+    checkpoint: &Checkpoint,
+    float: Option<Format>,
+) -> Result<(Vec<(TensorKey, Format)>, Vec<String>), WriteError> {
+    let mut n_packed = 0;
+    let mut formats = Vec::with_capacity(checkpoint.weights.keys().len());
+    for &key in checkpoint.weights.keys() {
+        let stored = checkpoint.weights.format(key)?;
+        let written = float.unwrap_or(if stored.is_float() { stored } else { UNPACKED });
+        n_packed += usize::from(!stored.is_float());
+        formats.push((key, written));
+    }
+    let matrices = main_format(&formats);
+    for (key, format) in formats.iter_mut().filter(|(key, _)| !is_matrix(*key)) {
+        let weight = read_checked(checkpoint, *key)?;
+        *format = if is_lossless(*key, &weight, matrices)? { matrices } else { Format::F32 };
+    }
+    let decoded = format!("{n_packed} packed tensors were decoded to {UNPACKED}, as no float format was asked for");
+    let notes = if n_packed > 0 && float.is_none() { vec![decoded] } else { Vec::new() };
+    Ok((formats, notes))
+}
+
+/// The format of the most matrices; the one that `config.json` states.
+fn main_format(formats: &[(TensorKey, Format)]) -> Format {
+    let mut counts: BTreeMap<Format, usize> = BTreeMap::new();
+    for (_, format) in formats.iter().filter(|(key, _)| is_matrix(*key)) {
+        *counts.entry(*format).or_default() += 1;
+    }
+    counts.into_iter().max_by_key(|(_, n)| *n).map_or(Format::F32, |(format, _)| format)
+}
+
+/// Tensors in one file, or in shards with their index.
+fn write_weights(
+    checkpoint: &Checkpoint,
+    tensors: &[(TensorKey, Format)],
+    max_shard_bytes: u64,
+    host: &dyn Host,
+    files: &mut Files<'_>,
+) -> Result<(), WriteError> {
+    let (shards, total_bytes) = cut(checkpoint, tensors, max_shard_bytes)?;
+    let mut progress = Progress::begin(host, "writing safetensors", tensors.len());
+    let mut weight_map = BTreeMap::new();
+    for (index, shard) in shards.iter().enumerate() {
+        let file = match shards.len() {
+            1 => WEIGHTS_FILE.to_owned(),
+            n => format!("model-{:05}-of-{n:05}.safetensors", index + 1),
+        };
+        files.n_bytes += write_shard(checkpoint, shard, &files.folder.join(&file), &mut progress)?;
+        weight_map.extend(shard.iter().map(|(key, _)| (hf_name(*key), file.clone())));
+    }
+    if shards.len() > 1 {
+        let index = json!({ "metadata": { "total_size": total_bytes }, "weight_map": weight_map });
+        files.put_json(INDEX_FILE, &index)?;
+    }
+    Ok(())
+}
+
+type Shard<'a> = &'a [(TensorKey, Format)];
+
+/// Runs of tensors that fit a shard, a larger tensor in one of its own; and the bytes of all.
+fn cut<'a>(
+    checkpoint: &Checkpoint,
+    tensors: Shard<'a>,
+    max_shard_bytes: u64,
+) -> Result<(Vec<Shard<'a>>, u64), WriteError> {
+    let (mut shards, mut first, mut in_shard, mut total) = (Vec::new(), 0, 0_u64, 0_u64);
+    for (at, &(key, format)) in tensors.iter().enumerate() {
+        let n_bytes = Weight::bytes_for(&key.shape(checkpoint.spec()), format)
+            .map_err(|source| WriteError::Weight { name: hf_name(key), source })? as u64;
+        if at > first && in_shard + n_bytes > max_shard_bytes {
+            shards.push(&tensors[first..at]);
+            (first, in_shard) = (at, 0);
+        }
+        in_shard += n_bytes;
+        total += n_bytes;
+    }
+    shards.push(&tensors[first..]);
+    Ok((shards, total))
+}
+
+fn write_shard(
+    checkpoint: &Checkpoint,
+    shard: Shard<'_>,
+    path: &Path,
+    progress: &mut Progress<'_>,
+) -> Result<u64, WriteError> {
+    let planned: Vec<PlannedSafeTensor> = shard
+        .iter()
+        .map(|&(key, format)| PlannedSafeTensor {
+            name: hf_name(key),
+            format,
+            shape: key.shape(checkpoint.spec()),
+        })
+        .collect();
+    // transformers asks for this entry.
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    let mut writer = SafetensorsWriter::create(path, &metadata, &planned)?;
+    for &(key, format) in shard {
+        let weight = read_checked(checkpoint, key)?;
+        writer.tensor(ready(key, &weight, format, &hf_name(key))?.bytes())?;
+        progress.advance()?;
+    }
+    Ok(writer.finish()?)
+}
+
+/// The small files of the folder.
+struct Files<'a> {
+    folder: &'a Path,
+    n_bytes: u64,
+}
+
+impl Files<'_> {
+    fn put(&mut self, name: &str, bytes: &[u8]) -> Result<(), WriteError> {
+        let path = self.folder.join(name);
+        fs::write(&path, bytes).map_err(|source| WriteError::Io { path, source })?;
+        self.n_bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn put_json(&mut self, name: &str, value: &impl serde::Serialize) -> Result<(), WriteError> {
+        let mut bytes = serde_json::to_vec_pretty(value)?;
+        bytes.push(b'\n');
+        self.put(name, &bytes)
+    }
+}
