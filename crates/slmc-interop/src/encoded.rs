@@ -20,10 +20,7 @@ impl Encoded {
     /// # Errors
     /// [`SourceError::Missing`] when the plan names a tensor that is not there, [`SourceError::Weight`] when its
     /// rows are not whole blocks of the format, [`SourceError::Other`] when the format cannot be encoded.
-    pub fn new(
-        inner: Arc<dyn WeightSource>,
-        plan: BTreeMap<TensorKey, Format>,
-    ) -> Result<Self, SourceError> {
+    pub fn new(inner: Arc<dyn WeightSource>, plan: BTreeMap<TensorKey, Format>) -> Result<Self, SourceError> {
         for (&key, &format) in &plan {
             if inner.format(key)? == format {
                 continue;
@@ -31,7 +28,8 @@ impl Encoded {
             let shape = key.shape(inner.spec());
             Weight::bytes_for(&shape, format).map_err(|source| SourceError::Weight { key, source })?;
             if !can_encode(format) {
-                let message = format!("{format} can be read but not encoded by rounding alone; choose another");
+                let message =
+                    format!("{format} can be read but not encoded by rounding alone; choose another");
                 return Err(SourceError::Other { key, message });
             }
         }

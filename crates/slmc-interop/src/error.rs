@@ -94,7 +94,9 @@ pub enum FieldError {
     Architecture { found: String, supported: String },
     #[error("`{field}` is {found}, which is not supported: {why}")]
     Unsupported { field: String, found: String, why: &'static str },
-    #[error("`{field}` is not known (its value is {found}), and it may change what the model computes; refused")]
+    #[error(
+        "`{field}` is not known (its value is {found}), and it may change what the model computes; refused"
+    )]
     Unknown { field: String, found: String },
     #[error("{0}")]
     Spec(#[from] SpecError),
@@ -130,7 +132,9 @@ pub enum TokenizerError {
     MissingKey(&'static str),
     #[error("metadata `{key}` must be {wanted}")]
     KeyType { key: &'static str, wanted: &'static str },
-    #[error("tokenizer model `{0}` is not supported; supported: gpt2 (byte-level BPE), llama (SentencePiece BPE)")]
+    #[error(
+        "tokenizer model `{0}` is not supported; supported: gpt2 (byte-level BPE), llama (SentencePiece BPE)"
+    )]
     Model(String),
     #[error(
         "pre-tokenizer `{name}` is not known, so how text is split is not either; known: {known}. Refused, \
@@ -144,7 +148,9 @@ pub enum TokenizerError {
     PreUnknown { pre_tokenizer: String, normalizer: String, known: String },
     #[error("`tokenizer.json` has {what} {found}, which is not supported")]
     Inexpressible { what: &'static str, found: String },
-    #[error("there are {found} {what} for {expected} rows of the embedding; this is another model's tokenizer")]
+    #[error(
+        "there are {found} {what} for {expected} rows of the embedding; this is another model's tokenizer"
+    )]
     Count { what: &'static str, found: usize, expected: usize },
     #[error("token {id} (`{token}`) is beyond the {vocab_size} rows of the embedding")]
     BeyondVocab { id: u64, token: String, vocab_size: usize },
@@ -209,11 +215,19 @@ pub(crate) fn shown(value: &serde_json::Value) -> String {
     shorten(&value.to_string())
 }
 
-/// At most 80 characters of a text from outside, control characters escaped.
+/// At most this many characters of a text from outside are shown.
+const MAX_SHOWN_CHARS: usize = 200;
+
+/// The beginning of a text from outside, control characters escaped: a message must neither drive the terminal
+/// nor fill it.
 pub(crate) fn shorten(text: &str) -> String {
-    let mut out: String = text.chars().take(80).flat_map(char::escape_debug).collect();
-    if text.chars().nth(80).is_some() {
-        out.push('…');
+    let mut out = String::new();
+    for (i, c) in text.chars().enumerate() {
+        if i == MAX_SHOWN_CHARS {
+            out.push('…');
+            break;
+        }
+        if c.is_control() { out.extend(c.escape_debug()) } else { out.push(c) }
     }
     out
 }

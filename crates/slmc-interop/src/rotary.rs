@@ -30,7 +30,8 @@ fn reorder(weight: &Weight, d_head: usize, from: impl Fn(usize) -> usize) -> Res
         [n] => Weight::new(vec![n, 1], weight.format(), weight.bytes().clone())?,
         _ => weight.clone(),
     };
-    let order: Vec<usize> = (0..matrix.n_rows()).map(|row| row / d_head * d_head + from(row % d_head)).collect();
+    let order: Vec<usize> =
+        (0..matrix.n_rows()).map(|row| row / d_head * d_head + from(row % d_head)).collect();
     Weight::new(shape, weight.format(), matrix.with_rows(&order).bytes().clone())
 }
 

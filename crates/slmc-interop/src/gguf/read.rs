@@ -36,7 +36,8 @@ fn open_parsed(file: &Bytes, header: &GgufHeader) -> Result<Checkpoint, OpenFaul
     let row = read_family(header)?;
     let unscaled = read_spec(header, row, None)?;
     let freqs = read_rope_freqs(file, header)?;
-    let of_tensor = freqs.as_deref().map(|f| recognise(f, unscaled.rope_theta, unscaled.d_head)).transpose()?;
+    let of_tensor =
+        freqs.as_deref().map(|f| recognise(f, unscaled.rope_theta, unscaled.d_head)).transpose()?;
     let spec = match of_tensor {
         Some(scaling) => read_spec(header, row, Some(scaling))?,
         None => unscaled,
@@ -62,7 +63,9 @@ fn open_parsed(file: &Bytes, header: &GgufHeader) -> Result<Checkpoint, OpenFaul
     })?;
     let mut extra = Map::new();
     extra.insert("metadata".to_owned(), remember(&header.metadata, &derived));
-    if let Some(kept) = freqs.filter(|f| of_tensor.and_then(|s| factors(s, theta, d_head)).as_ref() != Some(f)) {
+    if let Some(kept) =
+        freqs.filter(|f| of_tensor.and_then(|s| factors(s, theta, d_head)).as_ref() != Some(f))
+    {
         let bits: Vec<u32> = kept.iter().map(|factor| factor.to_bits()).collect();
         extra.insert("rope_freqs".to_owned(), json!({ "bits": bits, "scaling": of_tensor }));
     }

@@ -16,7 +16,8 @@ const RELATIVE_TOLERANCE: f32 = 1e-4;
 ///
 /// Computed in f32 in the order of llama.cpp's converter, so that files of both agree.
 pub(crate) fn factors(scaling: RopeScaling, theta: f64, d_head: usize) -> Option<Vec<f32>> {
-    let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context_len } = scaling else {
+    let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context_len } = scaling
+    else {
         return None;
     };
     let (factor, low, high) = (factor as f32, low_freq_factor as f32, high_freq_factor as f32);

@@ -83,9 +83,10 @@ pub(crate) fn read_spec(
         n_kv_heads: keys.size("attention.head_count_kv")?.unwrap_or(n_heads),
         d_head,
         d_ff: keys.required_size("feed_forward_length")?,
-        norm_eps: keys.number("attention.layer_norm_rms_epsilon")?.ok_or_else(|| {
-            FieldError::Missing { field: keys.path("attention.layer_norm_rms_epsilon") }
-        })? as f32,
+        norm_eps: keys
+            .number("attention.layer_norm_rms_epsilon")?
+            .ok_or_else(|| FieldError::Missing { field: keys.path("attention.layer_norm_rms_epsilon") })?
+            as f32,
         rope_theta: keys.number("rope.freq_base")?.unwrap_or(DEFAULT_ROPE_THETA),
         rope_scaling: keys.read_rope_scaling(rope_scaling)?,
         activation: Activation::Silu,
@@ -131,7 +132,8 @@ impl<'a> Keys<'a> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let number = match value {
             Value::Array(list) => {
-                let numbers = whole_numbers(list).ok_or_else(|| self.wrong_type(key, value, "whole numbers"))?;
+                let numbers =
+                    whole_numbers(list).ok_or_else(|| self.wrong_type(key, value, "whole numbers"))?;
                 match numbers.split_first() {
                     Some((first, rest)) if rest.iter().all(|n| n == first) => Some(*first),
                     _ => return Err(self.unsupported(key, "layers that differ in shape are not known")),
@@ -247,4 +249,3 @@ fn whole_numbers(list: &Array) -> Option<Vec<u64>> {
         _ => None,
     }
 }
-

@@ -74,7 +74,11 @@ fn written_formats(
     checkpoint.weights.keys().iter().map(written).collect()
 }
 
-fn plan(checkpoint: &Checkpoint, formats: &[(TensorKey, Format)], freqs: Option<&[f32]>) -> Vec<PlannedTensor> {
+fn plan(
+    checkpoint: &Checkpoint,
+    formats: &[(TensorKey, Format)],
+    freqs: Option<&[f32]>,
+) -> Vec<PlannedTensor> {
     let spec = checkpoint.spec();
     let freqs = freqs.map(|freqs| PlannedTensor {
         name: ROPE_FREQS.to_owned(),

@@ -192,7 +192,8 @@ fn check_window(fields: Fields<'_>, row: &FamilyRow, context_len: usize) -> Resu
         Window::Unknown => stated,
         Window::OnByDefault(tokens) if absent => Some(tokens),
         Window::OnByDefault(_) => stated,
-        Window::WhenAsked => stated.filter(|_| fields.flag("use_sliding_window") != Ok(Some(false)))
+        Window::WhenAsked => stated
+            .filter(|_| fields.flag("use_sliding_window") != Ok(Some(false)))
             .filter(|_| fields.get("use_sliding_window").is_some()),
     };
     if window.is_some_and(|tokens| tokens < context_len) {
@@ -221,7 +222,8 @@ fn read_head_dim(
     }
     match d_model.checked_rem(n_heads) {
         Some(0) => Ok(d_model / n_heads),
-        _ => Err(fields.unsupported("num_attention_heads", "it must divide `hidden_size` where `head_dim` is absent")),
+        _ => Err(fields
+            .unsupported("num_attention_heads", "it must divide `hidden_size` where `head_dim` is absent")),
     }
 }
 
@@ -275,4 +277,3 @@ fn read_rope(fields: Fields<'_>) -> Result<(f64, RopeScaling), FieldError> {
     }
     Ok((theta, rope_scaling))
 }
-

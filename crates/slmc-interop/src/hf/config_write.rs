@@ -62,7 +62,8 @@ pub(crate) fn write_config(
     let dtype = if config.contains_key("dtype") { "dtype" } else { "torch_dtype" };
     config.insert(dtype.to_owned(), json!(torch_dtype(matrices)));
     if let Some(special) = special {
-        let ids = [("bos_token_id", special.bos), ("eos_token_id", special.eos), ("pad_token_id", special.pad)];
+        let ids =
+            [("bos_token_id", special.bos), ("eos_token_id", special.eos), ("pad_token_id", special.pad)];
         for (field, id) in ids {
             config.entry(field).or_insert_with(|| json!(id));
         }

@@ -72,7 +72,8 @@ impl Sources<'_> {
     ) -> Result<(Option<u32>, bool), TokenizerError> {
         match added {
             [] => {
-                let asked = self.tokenizer_config.and_then(|config| config.get(flag)).and_then(Value::as_bool);
+                let asked =
+                    self.tokenizer_config.and_then(|config| config.get(flag)).and_then(Value::as_bool);
                 Ok((known, asked.unwrap_or(false) && known.is_some()))
             }
             [token] => {
@@ -106,7 +107,9 @@ impl Sources<'_> {
             None => None,
         };
         match id {
-            Some(id) if id >= vocab_size as u64 => Err(TokenizerError::SpecialId { what: field, id, vocab_size }),
+            Some(id) if id >= vocab_size as u64 => {
+                Err(TokenizerError::SpecialId { what: field, id, vocab_size })
+            }
             other => Ok(other.map(|id| id as u32)),
         }
     }
@@ -127,7 +130,8 @@ fn read_chat_template(folder: &Path, tokenizer_config: Option<&Object>) -> Resul
     let Some(template) = stated.or_else(|| file.as_ref()?.get("chat_template")) else {
         return Ok(None);
     };
-    let default = || template.as_array()?.iter().find(|named| named["name"] == "default")?["template"].as_str();
+    let default =
+        || template.as_array()?.iter().find(|named| named["name"] == "default")?["template"].as_str();
     match template.as_str().or_else(default) {
         Some(text) => Ok(Some(text.to_owned())),
         None => Err(OpenFault::from(TokenizerError::ChatTemplate).at(folder)),

@@ -2,15 +2,15 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use serde_json::{Value, json};
-use slmc_formats::{
-    AtomicDir, Existing, SafetensorsWriter,
-    safetensors::PlannedSafeTensor,
-};
-use slmc_ir::{Checkpoint, Format, Host, TensorKey, Weight};
+use serde_json::{Map, Value, json};
+use slmc_formats::{AtomicDir, Existing, SafetensorsWriter, safetensors::PlannedSafeTensor};
+use slmc_ir::{Checkpoint, Format, Host, SpecialTokens, TensorKey, Weight};
 
 use super::{
-    CONFIG_EXTRA, TOKENIZER_CONFIG_EXTRA, config_write::write_config, sidecar, tokenizer_write::tokenizer_configs,
+    CONFIG_EXTRA, TOKENIZER_CONFIG_EXTRA,
+    config_write::write_config,
+    sidecar,
+    tokenizer_write::tokenizer_configs,
     weights::{INDEX_FILE, WEIGHTS_FILE},
 };
 use crate::{
@@ -61,8 +61,8 @@ fn write_shards_of(
     let target = AtomicDir::create(folder, Existing::Refuse)?;
     let mut files = Files { folder: target.path(), n_bytes: 0 };
     files.put_json("config.json", &config)?;
-    if let Some(generation) = &checkpoint.generation {
-        files.put_json("generation_config.json", generation)?;
+    if let Some(generation) = checkpoint.generation.clone().or_else(|| special.map(generation_config)) {
+        files.put_json("generation_config.json", &generation)?;
     }
     if let Some(tokenizer) = &checkpoint.tokenizer {
         let (config, map) =
@@ -83,6 +83,14 @@ fn write_shards_of(
     Ok(Written { file_bytes, tensors, notes })
 }
 
+/// What transformers writes for a model that comes without defaults for sampling.
+fn generation_config(special: &SpecialTokens) -> Value {
+    let ids = [("bos_token_id", special.bos), ("eos_token_id", special.eos), ("pad_token_id", special.pad)];
+    let mut config = Map::from_iter([("_from_model_config".to_owned(), json!(true))]);
+    config.extend(ids.into_iter().filter_map(|(field, id)| Some((field.to_owned(), json!(id?)))));
+    Value::Object(config)
+}
+
 /// The format of each tensor in the folder, and what is other than it was.
 fn written_formats(
     checkpoint: &Checkpoint,
@@ -101,7 +109,8 @@ fn written_formats(
         let weight = read_checked(checkpoint, *key)?;
         *format = if is_lossless(*key, &weight, matrices)? { matrices } else { Format::F32 };
     }
-    let decoded = format!("{n_packed} packed tensors were decoded to {UNPACKED}, as no float format was asked for");
+    let decoded =
+        format!("{n_packed} packed tensors were decoded to {UNPACKED}, as no float format was asked for");
     let notes = if n_packed > 0 && float.is_none() { vec![decoded] } else { Vec::new() };
     Ok((formats, notes))
 }
@@ -152,7 +161,8 @@ fn cut<'a>(
     let (mut shards, mut first, mut in_shard, mut total) = (Vec::new(), 0, 0_u64, 0_u64);
     for (at, &(key, format)) in tensors.iter().enumerate() {
         let n_bytes = Weight::bytes_for(&key.shape(checkpoint.spec()), format)
-            .map_err(|source| WriteError::Weight { name: hf_name(key), source })? as u64;
+            .map_err(|source| WriteError::Weight { name: hf_name(key), source })?
+            as u64;
         if at > first && in_shard + n_bytes > max_shard_bytes {
             shards.push(&tensors[first..at]);
             (first, in_shard) = (at, 0);

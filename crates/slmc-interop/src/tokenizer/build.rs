@@ -128,9 +128,8 @@ fn post_processor(tokens: &[Token], special: &SpecialTokens) -> Value {
     };
     let (single, second) = (around("A", 0), around("B", 1));
     let pair: Vec<Value> = single.iter().cloned().chain(second).collect();
-    let entry = |(id, token): (u32, &str)| {
-        (token.to_owned(), json!({ "id": token, "ids": [id], "tokens": [token] }))
-    };
+    let entry =
+        |(id, token): (u32, &str)| (token.to_owned(), json!({ "id": token, "ids": [id], "tokens": [token] }));
     let special: serde_json::Map<String, Value> = bos.into_iter().chain(eos).map(entry).collect();
     json!({ "type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special })
 }

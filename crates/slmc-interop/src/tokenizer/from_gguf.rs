@@ -3,7 +3,9 @@
 use slmc_formats::gguf::{Array, GgufHeader, Value};
 use slmc_ir::{SpecialTokens, TokenizerFiles};
 
-use super::{MODEL_BYTE_BPE, MODEL_NONE, MODEL_SPM, bpe, keys, kinds, pre::PreTokenizer, spm, vocabulary::Token};
+use super::{
+    MODEL_BYTE_BPE, MODEL_NONE, MODEL_SPM, bpe, keys, kinds, pre::PreTokenizer, spm, vocabulary::Token,
+};
 use crate::error::{TokenizerError, shorten};
 
 /// The tokenizer of a GGUF whose embedding has `n_rows` rows; `None` when it has none.
@@ -33,7 +35,10 @@ pub(crate) fn read_tokenizer(
             let scores = read_scores(header, n_rows)?;
             if flag(header, keys::REMOVE_EXTRA_SPACES)? == Some(true) {
                 let what = "metadata that remove repeated spaces:";
-                return Err(TokenizerError::Inexpressible { what, found: keys::REMOVE_EXTRA_SPACES.to_owned() });
+                return Err(TokenizerError::Inexpressible {
+                    what,
+                    found: keys::REMOVE_EXTRA_SPACES.to_owned(),
+                });
             }
             let space_prefix = flag(header, keys::ADD_SPACE_PREFIX)?.unwrap_or(true);
             (spm::to_json(&tokens, scores, space_prefix, &special)?, special)

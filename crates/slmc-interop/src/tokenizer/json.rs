@@ -69,7 +69,8 @@ impl TokenizerJson {
     /// Refuses models that are not plain BPE.
     pub(crate) fn check_is_bpe(&self) -> Result<(), TokenizerError> {
         let model = &self.model;
-        let inexpressible = |what, found: &str| Err(TokenizerError::Inexpressible { what, found: shorten(found) });
+        let inexpressible =
+            |what, found: &str| Err(TokenizerError::Inexpressible { what, found: shorten(found) });
         if let Some(kind) = model.kind.as_deref().filter(|kind| *kind != "BPE") {
             return inexpressible("a model of type", kind);
         }

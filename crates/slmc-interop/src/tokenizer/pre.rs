@@ -210,7 +210,9 @@ fn flatten<'a>(step: &'a Value, steps: &mut Vec<&'a Value>) -> Option<()> {
 fn split_of(step: &Value) -> Option<&str> {
     match step["type"].as_str()? {
         "Digits" if step["individual_digits"] == true => Some(DIGIT),
-        "Split" if step["behavior"] == "Isolated" && step["invert"] != true => step["pattern"]["Regex"].as_str(),
+        "Split" if step["behavior"] == "Isolated" && step["invert"] != true => {
+            step["pattern"]["Regex"].as_str()
+        }
         _ => None,
     }
 }

@@ -107,9 +107,7 @@ fn merges_of(tokens: &[Token], scores: &[f32], ids: &HashMap<&str, usize>) -> Ve
 /// Whether the tokenizer works on characters with `▁` for spaces, not on bytes.
 pub(crate) fn is_spm(json: &TokenizerJson) -> bool {
     let mentions = |part: Option<&Json>| part.is_some_and(|value| value.to_string().contains(SPACE));
-    json.model.byte_fallback
-        || mentions(json.normalizer.as_ref())
-        || mentions(json.pre_tokenizer.as_ref())
+    json.model.byte_fallback || mentions(json.normalizer.as_ref()) || mentions(json.pre_tokenizer.as_ref())
 }
 
 /// Model, tokens and scores as metadata.

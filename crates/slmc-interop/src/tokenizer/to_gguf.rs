@@ -36,8 +36,12 @@ fn push_special(
     vocab_size: usize,
     metadata: &mut Vec<(&'static str, Value)>,
 ) -> Result<(), TokenizerError> {
-    let ids =
-        [(keys::BOS, special.bos), (keys::EOS, special.eos), (keys::UNK, special.unk), (keys::PAD, special.pad)];
+    let ids = [
+        (keys::BOS, special.bos),
+        (keys::EOS, special.eos),
+        (keys::UNK, special.unk),
+        (keys::PAD, special.pad),
+    ];
     for (key, id) in ids {
         let Some(id) = id else { continue };
         if id as usize >= vocab_size {
