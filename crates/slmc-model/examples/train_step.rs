@@ -79,7 +79,11 @@ fn main() {
         grads.clip(1.0);
         decoder = optimizer.step(decoder, grads, 1e-3, AdamWHyper::default());
         let time = start.elapsed();
-        println!("step {step} loss {loss:.4} {:.4} s, {:.4} s of it gradients", time.as_secs_f64(), back.as_secs_f64());
+        println!(
+            "step {step} loss {loss:.4} {:.4} s, {:.4} s of it gradients",
+            time.as_secs_f64(),
+            back.as_secs_f64()
+        );
         times.push(time.as_secs_f64());
     }
     times.drain(..WARM_UP);
