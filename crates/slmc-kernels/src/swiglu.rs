@@ -2,7 +2,11 @@
 
 use rayon::prelude::*;
 
-use crate::{dispatch::dispatched, exp::exp, rows_per_task};
+use crate::{
+    dispatch::{LANES, dispatched},
+    exp::exp,
+    rows_per_task,
+};
 
 dispatched! {
     fn forward(gate_up: &[f32], product: &mut [f32], d_ff: usize) {
@@ -15,17 +19,32 @@ dispatched! {
     }
 }
 
+/// Product and gradients of one gate and up: `[gate, up, d_product]` to `[d_gate, d_up, product]`.
+#[inline(always)]
+fn slopes([g, u, d]: [f32; 3]) -> [f32; 3] {
+    let sigmoid = 1.0 / (1.0 + exp(-g));
+    let silu = g * sigmoid;
+    [d * u * (sigmoid * (1.0 + g * (1.0 - sigmoid))), d * silu, silu * u]
+}
+
 dispatched! {
     fn backward(gate_up: &mut [f32], d_product: &mut [f32], d_ff: usize) {
         for (gate_up, d_product) in gate_up.chunks_exact_mut(2 * d_ff).zip(d_product.chunks_exact_mut(d_ff)) {
             let (gate, up) = gate_up.split_at_mut(d_ff);
-            for ((gate, up), d_product) in gate.iter_mut().zip(up).zip(d_product) {
-                let (g, u, d) = (*gate, *up, *d_product);
-                let sigmoid = 1.0 / (1.0 + exp(-g));
-                let silu = g * sigmoid;
-                *d_product = silu * u;
-                *up = d * silu;
-                *gate = d * u * (sigmoid * (1.0 + g * (1.0 - sigmoid)));
+            let (gates, gate_rest) = gate.as_chunks_mut::<LANES>();
+            let (ups, up_rest) = up.as_chunks_mut::<LANES>();
+            let (ds, d_rest) = d_product.as_chunks_mut::<LANES>();
+            for ((gate, up), d) in gates.iter_mut().zip(ups).zip(ds) {
+                // Copies in registers: the compiler need not prove that the three slices are apart.
+                let (g, u, p) = (*gate, *up, *d);
+                let mut out = [[0.0; LANES]; 3];
+                for i in 0..LANES {
+                    [out[0][i], out[1][i], out[2][i]] = slopes([g[i], u[i], p[i]]);
+                }
+                [*gate, *up, *d] = out;
+            }
+            for ((gate, up), d) in gate_rest.iter_mut().zip(up_rest).zip(d_rest) {
+                [*gate, *up, *d] = slopes([*gate, *up, *d]);
             }
         }
     }
