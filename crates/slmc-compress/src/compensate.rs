@@ -5,7 +5,7 @@
 //! output error, held near the original weights. For `lambda -> 0` it is plain least squares,
 //! `W G_:K G_KK^-1`; for any lambda its output error is at most that of just dropping the channels. The layer-wise
 //! reconstruction is that of SparseGPT (Frantar & Alistarh 2023, arXiv:2301.00774, section 3) for whole columns,
-//! as in OSSCAR (Meng et al. 2024, arXiv:2403.12983, section 3).
+//! as in OSSCAR (Meng et al. 2024, arXiv:2403.12983).
 
 use faer::{
     Accum, Conj, Mat, Par,
@@ -22,7 +22,8 @@ const SMALLEST_DAMPING: f64 = 1e-8;
 /// Where it stops: at ten times the mean diagonal any Gram matrix is far from singular.
 const LARGEST_DAMPING: f64 = 10.0;
 
-/// A projection onto fewer input channels.
+/// A projection onto fewer input channels. Its errors are measured on the tokens it was fitted to: on fresh text
+/// they are larger, the more so the fewer tokens there were for each kept channel.
 #[derive(Clone, Debug)]
 pub struct Compensated {
     /// The new weight, `[d_model, n_kept]`.

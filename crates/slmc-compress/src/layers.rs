@@ -1,7 +1,7 @@
 //! Which layers to drop: greedily, each time the one whose removal raises the loss least, measured anew after every
 //! removal.
 //!
-//! Shortened LLaMA (Kim et al. 2024, arXiv:2402.02834, section 3.2) ranks blocks once by the perplexity without
+//! Shortened LLaMA (Kim et al. 2024, arXiv:2402.02834) ranks blocks once by the perplexity without
 //! each; measuring again after each removal sees that two blocks which can each be spared may not both be.
 
 use crate::ChooseError;

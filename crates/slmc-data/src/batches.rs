@@ -1,7 +1,7 @@
 //! Training batches as a pure function of seed and index, so that training resumes at any step.
 //!
 //! The stream is cut into windows of `seq_len + 1` tokens that overlap by one, so every token but the first is a
-//! target once. Each epoch visits every window once, in an order drawn from `(seed, epoch)`; the orders of the
+//! target once; what fills no window at the stream's end is left out. Each epoch visits every window once, in an order drawn from `(seed, epoch)`; the orders of the
 //! epochs stand one after the other, and batch `i` takes places `i * batch_size ..` of that endless row.
 
 use std::sync::{Arc, Mutex, PoisonError};

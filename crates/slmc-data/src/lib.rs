@@ -13,12 +13,14 @@ mod chat;
 mod cuts;
 mod document;
 mod documents;
+mod guard;
 mod hash;
 mod jsonl;
 mod manifest;
 mod pack;
 mod spelling;
 mod tokenizer;
+mod word_cache;
 
 pub use batches::{Batch, BatchError, Batches};
 pub use bpe::{TrainBpeError, train_bpe};

@@ -8,17 +8,14 @@ use std::{collections::BTreeSet, ops::Range};
 use rayon::prelude::*;
 use slmc_ir::{SpecialTokens, TokenId, TokenizerFiles};
 
-use crate::{cuts, spelling};
+use crate::{cuts, guard::guarded, spelling, word_cache::WordCache};
 
 /// Longest `tokenizer.json` that is read; the largest vocabularies in use take about 35 MB.
 const MAX_JSON_BYTES: usize = 512 << 20;
 /// Most ids: as many as a model spec may have rows.
 const MAX_VOCAB: usize = 1 << 24;
-/// Texts below this length are not worth spreading over threads.
+/// Texts are spread over threads in pieces of about this length.
 const MIN_PIECE_BYTES: usize = 16 << 10;
-
-/// Words whose tokens are remembered; a long text has some hundred thousand different ones.
-const CACHED_WORDS: usize = 1 << 18;
 
 /// What becomes of special tokens when a text is encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,8 +66,10 @@ pub enum TokenizeError {
 pub struct Tokenizer {
     /// Reads special tokens written out in a text as text.
     plain: tokenizers::Tokenizer,
+    plain_words: WordCache,
     /// Reads them as tokens.
     parsing: tokenizers::Tokenizer,
+    parsing_words: WordCache,
     special: SpecialTokens,
     /// Bytes of text that each id stands for, `[vocab_size]`.
     n_bytes: Vec<u32>,
@@ -89,13 +88,10 @@ impl Tokenizer {
         if files.json.len() > MAX_JSON_BYTES {
             return Err(TokenizeError::TooLarge(files.json.len()));
         }
-        let mut parsing = tokenizers::Tokenizer::from_bytes(files.json.as_bytes())
-            .map_err(|e| TokenizeError::Json(e.to_string()))?;
+        let mut parsing = guarded(|| tokenizers::Tokenizer::from_bytes(files.json.as_bytes()))
+            .map_err(TokenizeError::Json)?;
         parsing.with_truncation(None).map_err(|e| TokenizeError::Json(e.to_string()))?;
         parsing.with_padding(None);
-        let mut model = parsing.get_model().clone();
-        model.resize_cache(CACHED_WORDS);
-        parsing.with_model(model);
         let mut plain = parsing.clone();
         plain.set_encode_special_tokens(true);
         let vocab_size = parsing.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
@@ -107,7 +103,16 @@ impl Tokenizer {
         let control = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
         let n_bytes = spelling::n_bytes(&parsing, vocab_size);
         let cuttable = cuts::allowed(&parsing);
-        Ok(Self { plain, parsing, special: files.special.clone(), n_bytes, control, cuttable })
+        Ok(Self {
+            plain,
+            plain_words: WordCache::new(),
+            parsing,
+            parsing_words: WordCache::new(),
+            special: files.special.clone(),
+            n_bytes,
+            control,
+            cuttable,
+        })
     }
 
     /// Encodes a text.
@@ -116,14 +121,14 @@ impl Tokenizer {
     /// When the tokenizer cannot represent it (a vocabulary without bytes and without an unknown token).
     pub fn encode(&self, text: &str, special: Special) -> Result<Vec<TokenId>, TokenizeError> {
         match special {
-            Special::Plain => self.encode_pieces(&self.plain, text),
-            Special::Parse => self.encode_pieces(&self.parsing, text),
+            Special::Plain => self.encode_pieces(&self.plain, &self.plain_words, text),
+            Special::Parse => self.encode_pieces(&self.parsing, &self.parsing_words, text),
             Special::Add => {
                 let mut tokens = Vec::new();
                 if self.special.add_bos {
                     tokens.push(self.special.bos.ok_or(TokenizeError::NothingToAdd("bos"))?);
                 }
-                tokens.extend(self.encode_pieces(&self.plain, text)?);
+                tokens.extend(self.encode(text, Special::Plain)?);
                 if self.special.add_eos {
                     tokens.push(self.special.eos.ok_or(TokenizeError::NothingToAdd("eos"))?);
                 }
@@ -165,7 +170,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(TokenId, Range<usize>)>, TokenizeError> {
-        let encoding = self.parsing.encode(text, false).map_err(|e| TokenizeError::Encode(e.to_string()))?;
+        let encoding = guarded(|| self.parsing.encode(text, false)).map_err(TokenizeError::Encode)?;
         let spans = encoding.get_offsets().iter().map(|&(start, end)| start..end);
         Ok(encoding.get_ids().iter().copied().zip(spans).collect())
     }
@@ -173,17 +178,28 @@ impl Tokenizer {
     fn encode_pieces(
         &self,
         tokenizer: &tokenizers::Tokenizer,
+        words: &WordCache,
         text: &str,
     ) -> Result<Vec<TokenId>, TokenizeError> {
-        let encode = |piece: &str| match tokenizer.encode_fast(piece, false) {
+        let encode = |piece: &str| match guarded(|| tokenizer.encode_fast(piece, false)) {
             Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-            Err(e) => Err(TokenizeError::Encode(e.to_string())),
+            Err(why) => Err(TokenizeError::Encode(why)),
         };
-        if !self.cuttable || text.len() < 2 * MIN_PIECE_BYTES {
+        if !self.cuttable {
             return encode(text);
         }
+        let encode_piece = |piece: &str| {
+            let mut tokens = Vec::with_capacity(piece.len() / 3);
+            for word in cuts::pieces(piece, 1) {
+                words.append(word, &mut tokens, encode)?;
+            }
+            Ok(tokens)
+        };
+        if text.len() < 2 * MIN_PIECE_BYTES {
+            return encode_piece(text);
+        }
         let pieces = cuts::pieces(text, MIN_PIECE_BYTES);
-        let tokens: Result<Vec<_>, _> = pieces.into_par_iter().map(encode).collect();
+        let tokens: Result<Vec<_>, _> = pieces.into_par_iter().map(encode_piece).collect();
         Ok(tokens?.concat())
     }
 
@@ -193,7 +209,7 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer's decoder refuses them.
     pub fn decode(&self, tokens: &[TokenId]) -> Result<String, TokenizeError> {
-        self.parsing.decode(tokens, false).map_err(|e| TokenizeError::Decode(e.to_string()))
+        guarded(|| self.parsing.decode(tokens, false)).map_err(TokenizeError::Decode)
     }
 
     /// Decodes token by token, for text that appears while it is made; special tokens are left out.

@@ -1,4 +1,4 @@
-//! Writes what the fuzz targets of this crate start from.
+//! Writes what the fuzz targets of this crate, and `blocks_decode`, start from.
 //!
 //! ```text
 //! cargo run -p slmc-formats --example fuzz_seeds -- fuzz/corpus [MODEL.gguf | MODEL.safetensors …]
@@ -42,6 +42,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     for (i, index) in INDICES.iter().enumerate() {
         fs::write(folder("shard_index")?.join(format!("index_{i}")), index)?;
     }
+    for (i, format) in Format::ALL.into_iter().enumerate() {
+        // The first byte chooses the format; two blocks of some pattern follow.
+        let blocks = (0..2 * format.block_bytes()).map(|at| (at * 37) as u8);
+        let seed: Vec<u8> = std::iter::once(i as u8).chain(blocks).collect();
+        fs::write(folder("blocks_decode")?.join(format.name()), seed)?;
+    }
     for (i, model) in args.enumerate() {
         let file = map_file(&model)?;
         let (place, shrink): (_, fn(&[u8], &Path) -> _) = match model.extension() {
@@ -55,7 +61,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 const INDICES: [&str; 3] = [
-    r#"{"metadata":{"total_size":1024},"weight_map":{"model.norm.weight":"model-00001-of-00002.safetensors","lm_head.weight":"model-00002-of-00002.safetensors"}}"#,
+    r#"{"metadata":{"total_size":1024},"weight_map":{"a.weight":"model-00001-of-00002.safetensors","b.weight":"model-00002-of-00002.safetensors"}}"#,
     r#"{"weight_map":{"a":"../b","c":"\u002e\u002e","d":"C:\\x"}}"#,
     r#"{"metadata":{"total_size":1e3,"x":[{"y":null}]},"weight_map":{"a":"b","\u0061":"b"},"more":[[[]]]}"#,
 ];

@@ -4,7 +4,8 @@
 //! parser takes bytes from anyone: it checks limits first, computes with checked arithmetic, allocates
 //! in proportion to what the file really holds, and answers a crafted file with an error that names the
 //! key or tensor at fault.
-#![deny(missing_docs, unsafe_code)]
+#![deny(missing_docs)]
+#![deny(unsafe_code)]
 
 mod atomic;
 mod file_error;

@@ -24,7 +24,7 @@ mod tests {
 
     #[test]
     fn long_and_control_characters() {
-        assert_eq!(shown("blk.0.attn_q.weight"), "blk.0.attn_q.weight");
+        assert_eq!(shown("h.0.query"), "h.0.query");
         assert_eq!(shown("a\u{1b}[2Jb\n"), "a\\u{1b}[2Jb\\n");
         assert!(shown(&"x".repeat(1000)).ends_with("… (1000 bytes)"));
     }

@@ -7,6 +7,7 @@ use burn::{
     tensor::{Tensor, TensorData},
 };
 use slmc_ir::TensorKey;
+use slmc_kernels::AdamWStep;
 
 use crate::{
     decoder::{Decoder, ParameterMut},
@@ -88,15 +89,20 @@ impl AdamW {
         hyper: AdamWHyper,
     ) -> Decoder {
         self.n_steps += 1;
+        let step = AdamWStep {
+            learning_rate,
+            beta1: hyper.beta1,
+            beta2: hyper.beta2,
+            eps: hyper.eps,
+            weight_decay: hyper.weight_decay,
+            gradient_scale: grads.factor,
+            n: self.n_steps,
+        };
         for (key, gradient) in grads.by_key {
             match decoder.parameter_mut(key) {
-                Some(ParameterMut::Matrix(matrix)) => {
-                    let shape = matrix.dims();
-                    self.update(key, matrix, gradient.reshape(shape), learning_rate, hyper);
-                }
+                Some(ParameterMut::Matrix(matrix)) => self.update(key, matrix, gradient, step),
                 Some(ParameterMut::Vector(vector)) => {
-                    let hyper = AdamWHyper { weight_decay: 0.0, ..hyper };
-                    self.update(key, vector, gradient, learning_rate, hyper);
+                    self.update(key, vector, gradient, AdamWStep { weight_decay: 0.0, ..step });
                 }
                 None => {}
             }
@@ -108,30 +114,25 @@ impl AdamW {
         &mut self,
         key: TensorKey,
         parameter: &mut Param<Tensor<D>>,
-        gradient: Tensor<D>,
-        learning_rate: f32,
-        hyper: AdamWHyper,
+        gradient: Tensor<1>,
+        step: AdamWStep,
     ) {
-        let shape = gradient.dims();
-        let n = gradient.shape().num_elements();
-        let [first, second] = self.moments.remove(&key).unwrap_or_else(|| {
-            let zeros = Tensor::zeros([n], &gradient.device());
-            [zeros.clone(), zeros]
+        let moments = self.moments.remove(&key).unwrap_or_else(|| {
+            let zeros = || Tensor::zeros(gradient.dims(), &gradient.device());
+            [zeros(), zeros()]
         });
-        let flat = gradient.reshape([n]);
-        let first = first * hyper.beta1 + flat.clone() * (1.0 - hyper.beta1);
-        let second = second * hyper.beta2 + flat.powi_scalar(2) * (1.0 - hyper.beta2);
-        let exponent = i32::try_from(self.n_steps).unwrap_or(i32::MAX);
-        let correction1 = 1.0 - hyper.beta1.powi(exponent);
-        let correction2 = 1.0 - hyper.beta2.powi(exponent);
-        let root = (second.clone() / correction2).sqrt() + hyper.eps;
-        let change = (first.clone() / correction1 / root * learning_rate).reshape(shape);
-        let keep = 1.0 - learning_rate * hyper.weight_decay;
-        *parameter = parameter.clone().map(|old| {
-            let new = old.without_autodiff() * keep - change;
-            new.autodiff().require_grad()
+        // The parameter is moved out, not cloned: what nothing else holds can be changed in its place.
+        let placeholder = Param::initialized(parameter.id, Tensor::zeros([1; D], &gradient.device()));
+        let owned = std::mem::replace(parameter, placeholder);
+        let mut kept = None;
+        *parameter = owned.map(|weights| {
+            let (weights, moments) = change(step, weights.without_autodiff(), gradient, moments);
+            kept = Some(moments);
+            weights.autodiff().require_grad()
         });
-        self.moments.insert(key, [first, second]);
+        if let Some(moments) = kept {
+            self.moments.insert(key, moments);
+        }
     }
 
     /// The state in numbers, in the order of the keys.
@@ -159,4 +160,30 @@ impl AdamW {
         }
         Ok(Self { moments: restored, n_steps })
     }
+}
+
+/// New weights and moments.
+fn change<const D: usize>(
+    step: AdamWStep,
+    weights: Tensor<D>,
+    gradient: Tensor<1>,
+    moments: [Tensor<1>; 2],
+) -> (Tensor<D>, [Tensor<1>; 2]) {
+    #[cfg(feature = "flex")]
+    let (weights, moments) = match crate::fused::adamw(step, weights, &gradient, moments) {
+        Ok(changed) => return changed,
+        Err(unchanged) => unchanged,
+    };
+    let shape = weights.dims();
+    let [first, second] = moments;
+    let gradient = gradient * step.gradient_scale;
+    let first = first * step.beta1 + gradient.clone() * (1.0 - step.beta1);
+    let second = second * step.beta2 + gradient.powi_scalar(2) * (1.0 - step.beta2);
+    let n = i32::try_from(step.n).unwrap_or(i32::MAX);
+    let correction1 = 1.0 - f64::from(step.beta1).powi(n);
+    let correction2 = 1.0 - f64::from(step.beta2).powi(n);
+    let root = second.clone().sqrt() / correction2.sqrt() + step.eps;
+    let rate = f64::from(step.learning_rate) / correction1;
+    let moved = (first.clone() / root * rate).reshape(shape);
+    (weights * (1.0 - step.learning_rate * step.weight_decay) - moved, [first, second])
 }

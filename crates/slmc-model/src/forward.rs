@@ -4,7 +4,7 @@ use burn::tensor::{Int, Tensor};
 
 use crate::{composed, decoder::Decoder};
 
-/// What a block's projections were given: the columns that calibration observes.
+/// What a block's projections were given, without a graph: the columns that calibration observes.
 #[derive(Clone, Debug)]
 pub struct Captured {
     /// Input of query, key and value, `[batch, seq, d_model]`.
@@ -30,7 +30,12 @@ impl Decoder {
     /// # Panics
     /// When there is no such block.
     pub fn block(&self, index: usize, hidden: Tensor<3>) -> Tensor<3> {
-        self.block_captured(index, hidden).0
+        let rope = self.rope.table(&self.spec, hidden.dims()[1]);
+        #[cfg(feature = "flex")]
+        if let Some((out, _)) = crate::fused::block(&hidden, &self.blocks[index], &self.spec, &rope, false) {
+            return out;
+        }
+        composed::block(hidden, &self.blocks[index], &self.spec, &rope).0
     }
 
     /// Block `index`, and what its projections were given.
@@ -39,11 +44,28 @@ impl Decoder {
     /// When there is no such block.
     pub fn block_captured(&self, index: usize, hidden: Tensor<3>) -> (Tensor<3>, Captured) {
         let rope = self.rope.table(&self.spec, hidden.dims()[1]);
-        composed::block(hidden, &self.blocks[index], &self.spec, &rope)
+        #[cfg(feature = "flex")]
+        if let Some((out, Some(captured))) =
+            crate::fused::block(&hidden, &self.blocks[index], &self.spec, &rope, true)
+        {
+            return (out, captured);
+        }
+        let (out, captured) = composed::block(hidden, &self.blocks[index], &self.spec, &rope);
+        let captured = Captured {
+            attn_input: captured.attn_input.without_autodiff(),
+            attn_mix: captured.attn_mix.without_autodiff(),
+            ffn_input: captured.ffn_input.without_autodiff(),
+            ffn_product: captured.ffn_product.without_autodiff(),
+        };
+        (out, captured)
     }
 
     /// The norm after the last block.
     pub fn final_norm(&self, hidden: Tensor<3>) -> Tensor<3> {
+        #[cfg(feature = "flex")]
+        if let Some(out) = crate::fused::rms_norm(&hidden, &self.final_norm.val(), self.spec.norm_eps) {
+            return out;
+        }
         composed::rms_norm(hidden, self.final_norm.val(), self.spec.norm_eps)
     }
 

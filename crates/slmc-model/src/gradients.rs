@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Gradients, Tensor};
+use burn::tensor::{Gradients, IndexingUpdateOp, Tensor};
 use slmc_ir::{Role, TensorKey, TokenId};
 
 use crate::{
@@ -12,9 +12,17 @@ use crate::{
 };
 
 /// Gradients of the trainable parameters, flattened in row order, without autodiff.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Grads {
     pub(crate) by_key: BTreeMap<TensorKey, Tensor<1>>,
+    /// What the gradients are still to be multiplied by: clipping costs no pass over them.
+    pub(crate) factor: f32,
+}
+
+impl Default for Grads {
+    fn default() -> Self {
+        Self { by_key: BTreeMap::new(), factor: 1.0 }
+    }
 }
 
 impl Grads {
@@ -24,28 +32,28 @@ impl Grads {
     }
 
     /// A parameter's gradient, flattened in row order.
-    pub fn get(&self, key: TensorKey) -> Option<&Tensor<1>> {
-        self.by_key.get(&key)
+    pub fn get(&self, key: TensorKey) -> Option<Tensor<1>> {
+        let gradient = self.by_key.get(&key)?.clone();
+        Some(if self.factor == 1.0 { gradient } else { gradient * self.factor })
     }
 
     /// Adds another micro-batch's gradients.
     pub fn accumulate(&mut self, other: Self) {
+        let relative = other.factor / self.factor;
         for (key, gradient) in other.by_key {
-            self.add(key, gradient);
+            self.add(key, if relative == 1.0 { gradient } else { gradient * relative });
         }
     }
 
     /// Multiplies every gradient.
     pub fn scale(&mut self, factor: f32) {
-        for gradient in self.by_key.values_mut() {
-            *gradient = gradient.clone() * factor;
-        }
+        self.factor *= factor;
     }
 
     /// Euclidean norm over all parameters.
     pub fn norm(&self) -> f32 {
-        let square = |g: &Tensor<1>| f64::from(g.clone().powi_scalar(2).sum().into_scalar::<f32>());
-        self.by_key.values().map(square).sum::<f64>().sqrt() as f32
+        let squares: f64 = self.by_key.values().map(sum_of_squares).sum();
+        (squares.sqrt() * f64::from(self.factor.abs())) as f32
     }
 
     /// Scales all gradients so that their common norm is at most `max_norm`; the norm before is returned
@@ -60,10 +68,36 @@ impl Grads {
 
     fn add(&mut self, key: TensorKey, gradient: Tensor<1>) {
         let sum = match self.by_key.remove(&key) {
-            Some(old) => old + gradient,
+            Some(old) => sum(old, gradient),
             None => gradient,
         };
         self.by_key.insert(key, sum);
+    }
+
+    /// Adds the embedding's part: the gradients of the tokens' rows, `[batch, seq, d_model]`.
+    fn add_embedded(&mut self, decoder: &Decoder, tokens: &[TokenId], rows: Tensor<3>) {
+        if !decoder.embedding.is_require_grad() {
+            return;
+        }
+        let key = TensorKey::model(Role::Embedding);
+        let [vocab_size, d_model] = decoder.embedding.dims();
+        let table = self.by_key.remove(&key);
+        #[cfg(feature = "flex")]
+        let table = match crate::fused::scatter_add(table, vocab_size, tokens, &rows) {
+            Ok(sum) => {
+                self.by_key.insert(key, sum);
+                return;
+            }
+            Err(table) => table,
+        };
+        let ids = token_tensor(tokens, 1, tokens.len(), &rows.device()).reshape([tokens.len()]);
+        let table = match table {
+            Some(table) => table.reshape([vocab_size, d_model]),
+            None => Tensor::zeros([vocab_size, d_model], &rows.device()),
+        };
+        let rows = rows.reshape([tokens.len(), d_model]);
+        let sum = table.select_assign(0, ids, rows, IndexingUpdateOp::Add);
+        self.by_key.insert(key, sum.reshape([vocab_size * d_model]));
     }
 
     /// Takes the gradients of these parameters out of what a backward pass left.
@@ -106,14 +140,25 @@ pub fn gradients<T>(
     if recompute {
         return recomputed(decoder, tokens, batch, seq, loss);
     }
-    let ids = token_tensor(tokens, batch, seq, &decoder.device());
-    let (total, extra) = loss(decoder.hidden(ids), decoder.head());
+    let embedded = leaf(embed(decoder, tokens, batch, seq));
+    let hidden = (0..decoder.blocks.len()).fold(embedded.clone(), |hidden, i| decoder.block(i, hidden));
+    let (total, extra) = loss(decoder.final_norm(hidden), decoder.head());
     let value = scalar(&total);
     let mut left = total.backward();
     drop(total);
     let mut grads = Grads::default();
     grads.collect(decoder, decoder.keys().into_iter(), &mut left);
+    if let Some(rows) = embedded.grad_remove(&mut left) {
+        grads.add_embedded(decoder, tokens, rows);
+    }
     (value, extra, grads)
+}
+
+/// The tokens' rows, without a graph: their gradient is added to the embedding's by hand, in its place.
+fn embed(decoder: &Decoder, tokens: &[TokenId], batch: usize, seq: usize) -> Tensor<3> {
+    let table = decoder.embedding.val().without_autodiff();
+    let ids = token_tensor(tokens, 1, tokens.len(), &table.device()).reshape([tokens.len()]);
+    table.select(0, ids).reshape([batch, seq, decoder.spec.d_model])
 }
 
 /// As [`gradients`], keeping block inputs only: a backward pass for each block, last to first.
@@ -125,7 +170,7 @@ fn recomputed<T>(
     loss: impl FnOnce(Tensor<3>, Tensor<2>) -> (Tensor<1>, T),
 ) -> (f32, T, Grads) {
     let plain = decoder.for_evaluation();
-    let mut inputs = vec![plain.embed(token_tensor(tokens, batch, seq, &plain.device()))];
+    let mut inputs = vec![embed(&plain, tokens, batch, seq)];
     for index in 0..plain.blocks.len() {
         let output = plain.block(index, inputs[index].clone());
         inputs.push(output);
@@ -133,7 +178,7 @@ fn recomputed<T>(
     drop(plain);
     let mut grads = Grads::default();
 
-    let last = leaf(inputs.pop());
+    let last = leaf(last_of(&mut inputs));
     let (total, extra) = loss(decoder.final_norm(last.clone()), decoder.head());
     let value = scalar(&total);
     let mut left = total.backward();
@@ -143,20 +188,37 @@ fn recomputed<T>(
     let mut flowing = last.grad_remove(&mut left);
 
     for index in (0..decoder.blocks.len()).rev() {
-        let input = leaf(inputs.pop());
+        let input = leaf(last_of(&mut inputs));
         let Some(gradient) = flowing.take() else { break };
         let mut left = (decoder.block(index, input.clone()) * gradient).sum().backward();
         grads.collect(decoder, decoder.keys().into_iter().filter(|key| key.block == Some(index)), &mut left);
         flowing = input.grad_remove(&mut left);
     }
-    if let (Some(gradient), true) = (flowing, decoder.embedding.is_require_grad()) {
-        let embedded = decoder.embed(token_tensor(tokens, batch, seq, &decoder.device()));
-        let mut left = (embedded * gradient).sum().backward();
-        grads.collect(decoder, std::iter::once(TensorKey::model(Role::Embedding)), &mut left);
+    if let Some(rows) = flowing {
+        grads.add_embedded(decoder, tokens, rows);
     }
     (value, extra, grads)
 }
 
-fn leaf(input: Option<Tensor<3>>) -> Tensor<3> {
-    input.expect("one input is kept for each block").autodiff().require_grad()
+fn last_of(inputs: &mut Vec<Tensor<3>>) -> Tensor<3> {
+    inputs.pop().expect("one input is kept for each block")
+}
+
+fn leaf(input: Tensor<3>) -> Tensor<3> {
+    input.autodiff().require_grad()
+}
+
+fn sum_of_squares(gradient: &Tensor<1>) -> f64 {
+    #[cfg(feature = "flex")]
+    if let Some(sum) = crate::fused::sum_of_squares(gradient) {
+        return sum;
+    }
+    f64::from(gradient.clone().powi_scalar(2).sum().into_scalar::<f32>())
+}
+
+fn sum(old: Tensor<1>, new: Tensor<1>) -> Tensor<1> {
+    #[cfg(feature = "flex")]
+    return crate::fused::sum(old, new);
+    #[cfg(not(feature = "flex"))]
+    return old + new;
 }

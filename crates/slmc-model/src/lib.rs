@@ -11,9 +11,12 @@ mod decoder;
 mod device;
 mod evaluator;
 mod forward;
+#[cfg(feature = "flex")]
+mod fused;
 mod gradients;
 mod load;
 mod loss;
+mod loss_composed;
 mod rope;
 
 pub use adamw::{AdamW, AdamWHyper, Moment, MomentError};

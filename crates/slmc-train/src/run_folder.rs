@@ -96,10 +96,13 @@ impl RunState {
         let other = |what: &str, there: String, here: String| {
             Err(TrainError::OtherRun { run_dir: run_dir.to_owned(), what: what.to_owned(), there, here })
         };
-        let fields = |settings: &TrainSettings| {
-            serde_json::to_value(settings).map_err(|e| TrainError::checkpoint(run_dir, e))
+        // Through text and back, as what the file says has gone: JSON's parser may be off by a last bit, and both
+        // sides must be off by the same.
+        let fields = |settings: &TrainSettings| -> serde_json::Result<serde_json::Value> {
+            serde_json::from_str(&serde_json::to_string(settings)?)
         };
-        let (theirs, ours) = (fields(&self.settings)?, fields(settings)?);
+        let ours = fields(settings).map_err(|e| TrainError::checkpoint(run_dir, e))?;
+        let theirs = serde_json::to_value(&self.settings).map_err(|e| TrainError::checkpoint(run_dir, e))?;
         for (field, here) in ours.as_object().into_iter().flatten() {
             // How often and how many checkpoints are kept changes no result.
             let is_free = matches!(field.as_str(), "checkpoint_every" | "keep_checkpoints");
@@ -197,12 +200,19 @@ impl RunFolder {
         remove(&path)?; // a damaged checkpoint of the same step
         std::fs::rename(&unfinished, &path).map_err(TrainError::io(&path))?;
         sync_folder(&self.checkpoints)?;
-        self.keep_newest(keep)
+        self.keep_newest(state.step, keep)
     }
 
-    fn keep_newest(&self, keep: usize) -> Result<(), TrainError> {
-        for step in self.steps()?.iter().rev().skip(keep) {
-            remove(&self.checkpoints.join(folder_name(*step)))?;
+    /// Deletes what the newest checkpoint, that of `newest` steps, makes useless: all but `keep`, and damaged ones
+    /// of later steps that were passed over.
+    fn keep_newest(&self, newest: u64, keep: usize) -> Result<(), TrainError> {
+        let steps = self.steps()?;
+        let n_later = steps.iter().filter(|&&step| step > newest).count();
+        let kept = steps.len().saturating_sub(n_later + keep)..steps.len() - n_later;
+        for (index, &step) in steps.iter().enumerate() {
+            if !kept.contains(&index) {
+                remove(&self.checkpoints.join(folder_name(step)))?;
+            }
         }
         Ok(())
     }
@@ -351,6 +361,32 @@ mod tests {
         std::fs::write(folder.checkpoints.join(folder_name(2)).join(MODEL_FILE), b"weig").unwrap();
         assert_eq!(latest_step(&folder, &host), Some(1));
         assert!(host.0.lock().unwrap()[0].contains("4 bytes where 7 were written"));
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_does_not_crowd_out_a_whole_one() {
+        let (root, host) = (tempfile::tempdir().unwrap(), Warned::default());
+        let folder = RunFolder::open(root.path()).unwrap();
+        [4, 9].into_iter().for_each(|step| save(&folder, step, 2));
+        std::fs::remove_file(folder.checkpoints.join(folder_name(9)).join(MODEL_FILE)).unwrap();
+        assert_eq!(latest_step(&folder, &host), Some(4));
+        save(&folder, 8, 1);
+        assert_eq!(folder.steps().unwrap(), [8]);
+    }
+
+    #[test]
+    fn the_same_settings_are_known_again() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = RunFolder::open(root.path()).unwrap();
+        let mut rate: f64 = 1e-3;
+        for step in 0..200 {
+            rate *= 1.0 + 1.0 / 7.0_f64.powi(3);
+            let settings = TrainSettings { learning_rate: rate, epsilon: rate * 1e-7, ..Default::default() };
+            let mut state = RunState { step, ..RunState::new(&settings, "inputs") };
+            folder.save(&mut state, 1, |_| Ok(Vec::new())).unwrap();
+            let saved = folder.latest(&Warned::default()).unwrap().unwrap().state;
+            saved.check_same_run(root.path(), &settings, "inputs").unwrap();
+        }
     }
 
     #[test]

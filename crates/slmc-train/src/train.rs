@@ -107,7 +107,7 @@ pub fn train(
     let clock = Clock::new(host, state.seconds);
     let last_saved = (saved_step, clock.seconds());
     let run = Run { settings, host, train, eval, vocab_size, folder, metrics, state, clock, last_saved };
-    run.to_the_end(learner)
+    run.finish(learner)
 }
 
 /// Proves that student and teacher can do what the settings ask; returns the tokens that both know.
@@ -146,7 +146,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn to_the_end(mut self, mut learner: Learner) -> Result<Outcome, TrainError> {
+    fn finish(mut self, mut learner: Learner) -> Result<Outcome, TrainError> {
         if self.last_saved.0.is_none() && !self.eval.is_empty() {
             let eval = self.evaluate(&learner)?;
             self.write_line(None, None, Some(eval))?;

@@ -123,7 +123,10 @@ fn a_finished_run_is_not_trained_again() {
     let unread = Counting { dies_at: Some(4), ..Counting::of(&settings) };
     let again = train(inputs(&unread, folder.path()), &settings, &device(), &SilentHost).unwrap();
     assert_eq!((again.stopped, again.steps), (Stopped::Completed, 4));
-    assert_eq!((again.final_loss, again.eval), (first.final_loss, first.eval));
+    // Figures come from the checkpoint's JSON, whose parser may be off by a last bit.
+    let close = |a: f64, b: f64| assert!((a - b).abs() <= a * 1e-15, "{a} is not {b}");
+    close(first.final_loss, again.final_loss);
+    close(first.eval.unwrap().nll, again.eval.unwrap().nll);
     assert_eq!(bits(&again.student), bits(&first.student));
 }
 

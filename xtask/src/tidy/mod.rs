@@ -79,3 +79,17 @@ pub fn run() -> Result<()> {
     println!("tidy: {} rules hold on {} files", RULES.len(), tree.files.len());
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::RULES;
+
+    #[test]
+    fn every_rule_is_in_the_architecture() {
+        let architecture = include_str!("../../../docs/ARCHITECTURE.md");
+        for rule in RULES {
+            let name = format!("`{}`", rule.name);
+            assert!(architecture.contains(&name), "docs/ARCHITECTURE.md does not say what {name} is for");
+        }
+    }
+}

@@ -82,7 +82,7 @@ pub fn small_gguf() -> Vec<u8> {
         .text("count")
         .u32(10)
         .u64(1 << 40)
-        .tensor("token_embd.weight", &[32, 2], 2, 0)
+        .tensor("table", &[32, 2], 2, 0)
         .tensor("norm.weight", &[8], 0, 64)
         .tensor("cube", &[2, 2, 2, 4], 1, 96)
         .data(160)

@@ -1,0 +1,325 @@
+//! One block on slices: attention and MLP, forward and backward.
+//!
+//! Kept for the way back, for each token: the two residual streams, query, key, value and mix, and gate and up.
+//! Norms, SwiGLU's product and attention's probabilities are computed again.
+
+use slmc_ir::ModelSpec;
+use slmc_kernels::{
+    AttentionShape, Matrix, MatrixMut, Update, add_row, attention, attention_backward, column_sums, from_heads,
+    multiply, rms_norm, rms_norm_again, rms_norm_backward, rotate, rotate_back, swiglu, swiglu_backward, to_heads,
+};
+
+use crate::rope::RopeTable;
+
+/// What goes into a block: the hidden states, four norms, and weight and bias of seven projections.
+pub(super) const N_INPUTS: usize = 19;
+pub(super) const HIDDEN: usize = 0;
+pub(super) const ATTN_NORM: usize = 1;
+pub(super) const QUERY_NORM: usize = 2;
+pub(super) const KEY_NORM: usize = 3;
+pub(super) const FFN_NORM: usize = 4;
+/// The projections' weights; each one's bias comes next.
+pub(super) const QUERY: usize = 5;
+pub(super) const KEY: usize = 7;
+pub(super) const VALUE: usize = 9;
+pub(super) const ATTN_OUTPUT: usize = 11;
+pub(super) const GATE: usize = 13;
+pub(super) const UP: usize = 15;
+pub(super) const DOWN: usize = 17;
+
+/// The inputs' numbers; `None` where the model has no such tensor.
+pub(super) type Inputs<'a> = [Option<&'a [f32]>; N_INPUTS];
+/// Their gradients; `None` where none was asked for.
+pub(super) type Gradients = [Option<Vec<f32>>; N_INPUTS];
+
+/// Sizes of a block's pass.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    pub attention: AttentionShape,
+    pub d_model: usize,
+    pub d_ff: usize,
+    pub eps: f32,
+}
+
+impl Sizes {
+    pub fn new(spec: &ModelSpec, batch: usize, seq: usize) -> Self {
+        let ModelSpec { n_heads, n_kv_heads, d_head, d_model, d_ff, norm_eps, .. } = *spec;
+        Self { attention: AttentionShape { batch, n_heads, n_kv_heads, seq, d_head }, d_model, d_ff, eps: norm_eps }
+    }
+
+    fn n_tokens(&self) -> usize {
+        self.attention.batch * self.attention.seq
+    }
+
+    fn heads(&self, n_heads: usize) -> [usize; 3] {
+        [n_heads, self.attention.seq, self.attention.d_head]
+    }
+
+    fn d_query(&self) -> usize {
+        self.attention.n_heads * self.attention.d_head
+    }
+
+    fn d_key(&self) -> usize {
+        self.attention.n_kv_heads * self.attention.d_head
+    }
+}
+
+/// What the way back needs.
+#[derive(Clone, Debug)]
+pub(super) struct Kept {
+    attn_inverse: Vec<f32>,
+    query: Heads,
+    key: Heads,
+    value: Vec<f32>,
+    /// In head order.
+    mix: Vec<f32>,
+    log_sums: Vec<f32>,
+    after_attention: Vec<f32>,
+    ffn_inverse: Vec<f32>,
+    gate_up: Vec<f32>,
+}
+
+/// Rotated queries or keys in head order.
+#[derive(Clone, Debug)]
+struct Heads {
+    turned: Vec<f32>,
+    /// Before the norm of each head, and the norm's inverses.
+    before_norm: Option<(Vec<f32>, Vec<f32>)>,
+}
+
+/// What the projections were given, in token order.
+pub(super) struct CapturedNumbers {
+    pub attn_input: Vec<f32>,
+    pub attn_mix: Vec<f32>,
+    pub ffn_input: Vec<f32>,
+    pub ffn_product: Vec<f32>,
+}
+
+pub(super) struct Forward {
+    pub out: Vec<f32>,
+    pub kept: Kept,
+    pub captured: CapturedNumbers,
+}
+
+fn required<'a>(inputs: &Inputs<'a>, slot: usize) -> &'a [f32] {
+    inputs[slot].expect("a block has all its matrices and norms")
+}
+
+/// `out (+)= x · Wᵀ + b`, rows of `out` lying `stride` apart.
+fn project(x: &[f32], inputs: &Inputs<'_>, slot: usize, [n, d_in, d_out]: [usize; 3], out: &mut [f32], stride: usize, update: Update) {
+    let weight = Matrix::new(required(inputs, slot), d_out, d_in).transposed();
+    multiply(Matrix::new(x, n, d_in), weight, MatrixMut::strided(out, n, d_out, stride), update);
+    if let Some(bias) = inputs[slot + 1] {
+        add_row(out, stride, bias);
+    }
+}
+
+/// The block's result and everything on the way.
+pub(super) fn forward(sizes: Sizes, inputs: &Inputs<'_>, rope: &RopeTable) -> Forward {
+    let (n, d, d_ff) = (sizes.n_tokens(), sizes.d_model, sizes.d_ff);
+    let shape = sizes.attention;
+    let hidden = required(inputs, HIDDEN);
+    let (mut attn_input, mut attn_inverse) = (vec![0.0; n * d], vec![0.0; n]);
+    rms_norm(hidden, required(inputs, ATTN_NORM), sizes.eps, &mut attn_input, &mut attn_inverse);
+
+    let query = rotated(sizes, inputs, QUERY, QUERY_NORM, &attn_input, rope);
+    let key = rotated(sizes, inputs, KEY, KEY_NORM, &attn_input, rope);
+    let value = in_heads(sizes, inputs, VALUE, shape.n_kv_heads, &attn_input);
+    let mut mix = vec![0.0; n * sizes.d_query()];
+    let mut log_sums = vec![0.0; n * shape.n_heads];
+    attention(shape, &query.turned, &key.turned, &value, &mut mix, &mut log_sums);
+    let mut attn_mix = vec![0.0; mix.len()];
+    from_heads(&mix, &mut attn_mix, sizes.d_query(), 0, sizes.heads(shape.n_heads));
+    let mut after_attention = hidden.to_vec();
+    project(&attn_mix, inputs, ATTN_OUTPUT, [n, sizes.d_query(), d], &mut after_attention, d, Update::Add);
+
+    let (mut ffn_input, mut ffn_inverse) = (vec![0.0; n * d], vec![0.0; n]);
+    rms_norm(&after_attention, required(inputs, FFN_NORM), sizes.eps, &mut ffn_input, &mut ffn_inverse);
+    let mut gate_up = vec![0.0; n * 2 * d_ff];
+    project(&ffn_input, inputs, GATE, [n, d, d_ff], &mut gate_up, 2 * d_ff, Update::Set);
+    project(&ffn_input, inputs, UP, [n, d, d_ff], &mut gate_up[d_ff..], 2 * d_ff, Update::Set);
+    let mut ffn_product = vec![0.0; n * d_ff];
+    swiglu(&gate_up, &mut ffn_product, d_ff);
+    let mut out = after_attention.clone();
+    project(&ffn_product, inputs, DOWN, [n, d_ff, d], &mut out, d, Update::Add);
+
+    Forward {
+        out,
+        kept: Kept { attn_inverse, query, key, value, mix, log_sums, after_attention, ffn_inverse, gate_up },
+        captured: CapturedNumbers { attn_input, attn_mix, ffn_input, ffn_product },
+    }
+}
+
+/// A projection of the attention's input, in head order.
+fn in_heads(sizes: Sizes, inputs: &Inputs<'_>, slot: usize, n_heads: usize, x: &[f32]) -> Vec<f32> {
+    let (n, d_out) = (sizes.n_tokens(), n_heads * sizes.attention.d_head);
+    let mut rows = vec![0.0; n * d_out];
+    project(x, inputs, slot, [n, sizes.d_model, d_out], &mut rows, d_out, Update::Set);
+    let mut heads = vec![0.0; n * d_out];
+    to_heads(&rows, d_out, 0, &mut heads, sizes.heads(n_heads));
+    heads
+}
+
+/// Queries or keys: projected, normed if the model does that, rotated.
+fn rotated(sizes: Sizes, inputs: &Inputs<'_>, slot: usize, norm: usize, x: &[f32], rope: &RopeTable) -> Heads {
+    let AttentionShape { n_heads, n_kv_heads, seq, d_head, .. } = sizes.attention;
+    let heads = in_heads(sizes, inputs, slot, if slot == QUERY { n_heads } else { n_kv_heads }, x);
+    let (mut turned, before_norm) = match inputs[norm] {
+        None => (heads, None),
+        Some(gain) => {
+            let (mut normed, mut inverse) = (vec![0.0; heads.len()], vec![0.0; heads.len() / d_head]);
+            rms_norm(&heads, gain, sizes.eps, &mut normed, &mut inverse);
+            (normed, Some((heads, inverse)))
+        }
+    };
+    rotate(&mut turned, &rope.cos, &rope.sin, seq, d_head);
+    Heads { turned, before_norm }
+}
+
+/// The gradients of the inputs that are wanted, from the result's.
+pub(super) fn backward(
+    sizes: Sizes,
+    inputs: &Inputs<'_>,
+    rope: &RopeTable,
+    mut kept: Kept,
+    d_out: Vec<f32>,
+    wanted: [bool; N_INPUTS],
+) -> Gradients {
+    let mut back = Back { sizes, inputs, wanted, gradients: Default::default() };
+    let gate_up = std::mem::take(&mut kept.gate_up);
+    let d_after = back.mlp(&kept, gate_up, d_out);
+    let d_hidden = back.attention(kept, rope, d_after);
+    if wanted[HIDDEN] {
+        back.gradients[HIDDEN] = Some(d_hidden);
+    }
+    back.gradients
+}
+
+/// A backward pass under way.
+struct Back<'a> {
+    sizes: Sizes,
+    inputs: &'a Inputs<'a>,
+    wanted: [bool; N_INPUTS],
+    gradients: Gradients,
+}
+
+impl Back<'_> {
+    /// Takes the gradient at the block's end to the one after attention.
+    fn mlp(&mut self, kept: &Kept, mut gate_up: Vec<f32>, mut d_out: Vec<f32>) -> Vec<f32> {
+        let (n, d, d_ff) = (self.sizes.n_tokens(), self.sizes.d_model, self.sizes.d_ff);
+        let mut product = vec![0.0; n * d_ff];
+        self.input_gradient(DOWN, &d_out, d, [n, d_ff, d], &mut product, Update::Set);
+        swiglu_backward(&mut gate_up, &mut product, d_ff);
+        self.weight_gradient(DOWN, &d_out, d, &product, [n, d_ff, d]);
+        drop(product);
+
+        let mut d_normed = vec![0.0; n * d];
+        self.input_gradient(GATE, &gate_up, 2 * d_ff, [n, d, d_ff], &mut d_normed, Update::Set);
+        self.input_gradient(UP, &gate_up[d_ff..], 2 * d_ff, [n, d, d_ff], &mut d_normed, Update::Add);
+        if [GATE, UP].iter().any(|&slot| self.wanted[slot] || self.wanted[slot + 1]) {
+            let mut normed = vec![0.0; n * d];
+            let gain = required(self.inputs, FFN_NORM);
+            rms_norm_again(&kept.after_attention, gain, &kept.ffn_inverse, &mut normed);
+            self.weight_gradient(GATE, &gate_up, 2 * d_ff, &normed, [n, d, d_ff]);
+            self.weight_gradient(UP, &gate_up[d_ff..], 2 * d_ff, &normed, [n, d, d_ff]);
+        }
+        self.norm_gradient(FFN_NORM, &kept.after_attention, &kept.ffn_inverse, &d_normed, &mut d_out);
+        d_out
+    }
+
+    /// Takes the gradient after attention to the one at the block's start.
+    fn attention(&mut self, kept: Kept, rope: &RopeTable, mut d_after: Vec<f32>) -> Vec<f32> {
+        let (n, d, d_query) = (self.sizes.n_tokens(), self.sizes.d_model, self.sizes.d_query());
+        let shape = self.sizes.attention;
+        let heads = self.sizes.heads(shape.n_heads);
+        let mut rows = vec![0.0; n * d_query];
+        if self.wanted[ATTN_OUTPUT] || self.wanted[ATTN_OUTPUT + 1] {
+            from_heads(&kept.mix, &mut rows, d_query, 0, heads);
+            self.weight_gradient(ATTN_OUTPUT, &d_after, d, &rows, [n, d_query, d]);
+        }
+        self.input_gradient(ATTN_OUTPUT, &d_after, d, [n, d_query, d], &mut rows, Update::Set);
+        let mut d_mix = vec![0.0; n * d_query];
+        to_heads(&rows, d_query, 0, &mut d_mix, heads);
+        let mut d_query_heads = rows;
+        let (mut d_key, mut d_value) = (vec![0.0; kept.value.len()], vec![0.0; kept.value.len()]);
+        attention_backward(
+            shape,
+            &kept.query.turned,
+            &kept.key.turned,
+            &kept.value,
+            &kept.mix,
+            &kept.log_sums,
+            &d_mix,
+            &mut d_query_heads,
+            &mut d_key,
+            &mut d_value,
+        );
+        drop(d_mix);
+
+        let hidden = required(self.inputs, HIDDEN);
+        let mut normed = vec![0.0; n * d];
+        rms_norm_again(hidden, required(self.inputs, ATTN_NORM), &kept.attn_inverse, &mut normed);
+        let d_query_heads = self.turned_back(QUERY_NORM, kept.query, d_query_heads, rope);
+        let d_key = self.turned_back(KEY_NORM, kept.key, d_key, rope);
+        let mut d_normed = vec![0.0; n * d];
+        self.from_head_gradient(QUERY, shape.n_heads, &d_query_heads, &normed, &mut d_normed, Update::Set);
+        self.from_head_gradient(KEY, shape.n_kv_heads, &d_key, &normed, &mut d_normed, Update::Add);
+        self.from_head_gradient(VALUE, shape.n_kv_heads, &d_value, &normed, &mut d_normed, Update::Add);
+        self.norm_gradient(ATTN_NORM, hidden, &kept.attn_inverse, &d_normed, &mut d_after);
+        d_after
+    }
+
+    /// The gradient before rotation and head norm.
+    fn turned_back(&mut self, norm: usize, heads: Heads, mut gradient: Vec<f32>, rope: &RopeTable) -> Vec<f32> {
+        let AttentionShape { seq, d_head, .. } = self.sizes.attention;
+        rotate_back(&mut gradient, &rope.cos, &rope.sin, seq, d_head);
+        match heads.before_norm {
+            None => gradient,
+            Some((before, inverse)) => {
+                let mut d_before = vec![0.0; before.len()];
+                self.norm_gradient(norm, &before, &inverse, &gradient, &mut d_before);
+                d_before
+            }
+        }
+    }
+
+    /// From a projection's gradient in head order: its weight's, and its part of the input's.
+    fn from_head_gradient(&mut self, slot: usize, n_heads: usize, heads: &[f32], normed: &[f32], d_normed: &mut [f32], update: Update) {
+        let (n, d, d_out) = (self.sizes.n_tokens(), self.sizes.d_model, n_heads * self.sizes.attention.d_head);
+        let mut rows = vec![0.0; n * d_out];
+        from_heads(heads, &mut rows, d_out, 0, self.sizes.heads(n_heads));
+        self.weight_gradient(slot, &rows, d_out, normed, [n, d, d_out]);
+        self.input_gradient(slot, &rows, d_out, [n, d, d_out], d_normed, update);
+    }
+
+    /// `d_x (+)= d_y · W`.
+    fn input_gradient(&self, slot: usize, d_y: &[f32], stride: usize, [n, d_in, d_out]: [usize; 3], d_x: &mut [f32], update: Update) {
+        let weight = Matrix::new(required(self.inputs, slot), d_out, d_in);
+        multiply(Matrix::strided(d_y, n, d_out, stride), weight, MatrixMut::new(d_x, n, d_in), update);
+    }
+
+    /// `d_W = d_yᵀ · x` and the bias's sums, where wanted.
+    fn weight_gradient(&mut self, slot: usize, d_y: &[f32], stride: usize, x: &[f32], [n, d_in, d_out]: [usize; 3]) {
+        if self.wanted[slot] {
+            let mut gradient = vec![0.0; d_out * d_in];
+            let d_y = Matrix::strided(d_y, n, d_out, stride).transposed();
+            multiply(d_y, Matrix::new(x, n, d_in), MatrixMut::new(&mut gradient, d_out, d_in), Update::Set);
+            self.gradients[slot] = Some(gradient);
+        }
+        if self.wanted[slot + 1] {
+            let mut sums = vec![0.0; d_out];
+            column_sums(d_y, stride, &mut sums);
+            self.gradients[slot + 1] = Some(sums);
+        }
+    }
+
+    /// `d_x += …`, and the gain's gradient where wanted.
+    fn norm_gradient(&mut self, slot: usize, x: &[f32], inverse: &[f32], d_y: &[f32], d_x: &mut [f32]) {
+        let gain = required(self.inputs, slot);
+        let mut d_gain = vec![0.0; gain.len()];
+        rms_norm_backward(x, gain, inverse, d_y, d_x, &mut d_gain);
+        if self.wanted[slot] {
+            self.gradients[slot] = Some(d_gain);
+        }
+    }
+}
