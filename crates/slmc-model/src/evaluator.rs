@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use slmc_ir::{ForwardError, LanguageModel, TokenId};
 
-use crate::{decoder::Decoder, load::read_back};
+use crate::{decoder::Decoder, load::read_back, loss::flat};
 
 /// Rows of logits computed at once: bounds the memory to `64 × vocab_size`.
 const LOGIT_ROWS: usize = 64;
@@ -61,11 +61,11 @@ impl LanguageModel for Evaluator {
             return Ok(());
         }
         let ids = token_tensor(tokens, 1, tokens.len(), &self.decoder.device());
-        let hidden = self.decoder.hidden(ids).reshape([tokens.len(), self.decoder.spec.d_model]);
-        let head = self.decoder.head().transpose();
+        let hidden = self.decoder.hidden(ids);
+        let head = self.decoder.head();
         for start in (first..tokens.len()).step_by(LOGIT_ROWS) {
             let n_rows = LOGIT_ROWS.min(tokens.len() - start);
-            let logits = read_back(hidden.clone().narrow(0, start, n_rows).matmul(head.clone()));
+            let logits = logits(&hidden, &head, start, n_rows);
             for (position, row) in (start..).zip(logits.chunks_exact(vocab_size)) {
                 if row.iter().any(|x| !x.is_finite()) {
                     return Err(ForwardError::NotFinite { position });
@@ -75,4 +75,14 @@ impl LanguageModel for Evaluator {
         }
         Ok(())
     }
+}
+
+/// Rows `start..start + n` of the logits, in row order.
+fn logits(hidden: &Tensor<3>, head: &Tensor<2>, start: usize, n: usize) -> Vec<f32> {
+    #[cfg(feature = "flex")]
+    if let Some(logits) = crate::fused::logits(hidden, head, start, n) {
+        return logits;
+    }
+    let rows = flat(hidden.clone()).narrow(0, start, n);
+    read_back(rows.matmul(head.clone().transpose()))
 }

@@ -30,12 +30,12 @@ pub enum LoadError {
     #[error(transparent)]
     Source(#[from] SourceError),
     /// A tensor's packed numbers could not be decoded.
-    #[error("tensor `{key}`: {message}")]
+    #[error("tensor `{key}`: {source}")]
     Decode {
         /// The tensor.
         key: TensorKey,
-        /// What the decoder said.
-        message: String,
+        /// What is wrong with them.
+        source: slmc_blocks::BlockError,
     },
 }
 
@@ -52,7 +52,8 @@ impl Decoder {
                 let found = weight.shape().to_vec();
                 return Err(SourceError::Shape { key, expected, found }.into());
             }
-            let values = decode(key, &weight)?;
+            let values =
+                slmc_blocks::decode_weight(&weight).map_err(|source| LoadError::Decode { key, source })?;
             match values.iter().position(|x| !x.is_finite()) {
                 Some(index) => Err(SourceError::NotFinite { key, index, value: values[index] }.into()),
                 None => Ok(values),
@@ -104,22 +105,6 @@ impl Decoder {
 pub(crate) fn read_back<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     let data = tensor.without_autodiff().into_data_as::<f32>();
     data.as_slice::<f32>().expect("converted to f32").to_vec()
-}
-
-fn decode(key: TensorKey, weight: &Weight) -> Result<Vec<f32>, LoadError> {
-    let bytes = weight.bytes();
-    match weight.format() {
-        slmc_ir::Format::F32 => Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
-        slmc_ir::Format::F16 => {
-            Ok(bytes.as_chunks::<2>().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect())
-        }
-        slmc_ir::Format::Bf16 => {
-            Ok(bytes.as_chunks::<2>().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect())
-        }
-        other => {
-            Err(LoadError::Decode { key, message: format!("{other} cannot be trained: convert it first") })
-        }
-    }
 }
 
 /// Normal numbers by Box and Muller's method, in f64 and rounded once.

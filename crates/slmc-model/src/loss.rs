@@ -79,7 +79,7 @@ pub(crate) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    fn new(hidden: &Tensor<3>, targets: &'a [TokenId], mask: Option<&'a [f32]>) -> Self {
+    pub fn new(hidden: &Tensor<3>, targets: &'a [TokenId], mask: Option<&'a [f32]>) -> Self {
         let [batch, seq, _] = hidden.dims();
         assert_eq!(targets.len(), batch * seq, "one target a position");
         assert!(mask.is_none_or(|mask| mask.len() == targets.len()), "one weight a position");

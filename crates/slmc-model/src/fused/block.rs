@@ -5,8 +5,9 @@
 
 use slmc_ir::ModelSpec;
 use slmc_kernels::{
-    AttentionShape, Matrix, MatrixMut, Update, add_row, attention, attention_backward, column_sums, from_heads,
-    multiply, rms_norm, rms_norm_again, rms_norm_backward, rotate, rotate_back, swiglu, swiglu_backward, to_heads,
+    AttentionShape, Matrix, MatrixMut, Update, add_row, attention, attention_backward, column_sums,
+    from_heads, multiply, rms_norm, rms_norm_again, rms_norm_backward, rotate, rotate_back, swiglu,
+    swiglu_backward, to_heads,
 };
 
 use crate::rope::RopeTable;
@@ -44,7 +45,12 @@ pub(super) struct Sizes {
 impl Sizes {
     pub fn new(spec: &ModelSpec, batch: usize, seq: usize) -> Self {
         let ModelSpec { n_heads, n_kv_heads, d_head, d_model, d_ff, norm_eps, .. } = *spec;
-        Self { attention: AttentionShape { batch, n_heads, n_kv_heads, seq, d_head }, d_model, d_ff, eps: norm_eps }
+        Self {
+            attention: AttentionShape { batch, n_heads, n_kv_heads, seq, d_head },
+            d_model,
+            d_ff,
+            eps: norm_eps,
+        }
     }
 
     fn n_tokens(&self) -> usize {
@@ -57,10 +63,6 @@ impl Sizes {
 
     fn d_query(&self) -> usize {
         self.attention.n_heads * self.attention.d_head
-    }
-
-    fn d_key(&self) -> usize {
-        self.attention.n_kv_heads * self.attention.d_head
     }
 }
 
@@ -106,7 +108,15 @@ fn required<'a>(inputs: &Inputs<'a>, slot: usize) -> &'a [f32] {
 }
 
 /// `out (+)= x · Wᵀ + b`, rows of `out` lying `stride` apart.
-fn project(x: &[f32], inputs: &Inputs<'_>, slot: usize, [n, d_in, d_out]: [usize; 3], out: &mut [f32], stride: usize, update: Update) {
+fn project(
+    x: &[f32],
+    inputs: &Inputs<'_>,
+    slot: usize,
+    [n, d_in, d_out]: [usize; 3],
+    out: &mut [f32],
+    stride: usize,
+    update: Update,
+) {
     let weight = Matrix::new(required(inputs, slot), d_out, d_in).transposed();
     multiply(Matrix::new(x, n, d_in), weight, MatrixMut::strided(out, n, d_out, stride), update);
     if let Some(bias) = inputs[slot + 1] {
@@ -161,7 +171,14 @@ fn in_heads(sizes: Sizes, inputs: &Inputs<'_>, slot: usize, n_heads: usize, x: &
 }
 
 /// Queries or keys: projected, normed if the model does that, rotated.
-fn rotated(sizes: Sizes, inputs: &Inputs<'_>, slot: usize, norm: usize, x: &[f32], rope: &RopeTable) -> Heads {
+fn rotated(
+    sizes: Sizes,
+    inputs: &Inputs<'_>,
+    slot: usize,
+    norm: usize,
+    x: &[f32],
+    rope: &RopeTable,
+) -> Heads {
     let AttentionShape { n_heads, n_kv_heads, seq, d_head, .. } = sizes.attention;
     let heads = in_heads(sizes, inputs, slot, if slot == QUERY { n_heads } else { n_kv_heads }, x);
     let (mut turned, before_norm) = match inputs[norm] {
@@ -270,7 +287,13 @@ impl Back<'_> {
     }
 
     /// The gradient before rotation and head norm.
-    fn turned_back(&mut self, norm: usize, heads: Heads, mut gradient: Vec<f32>, rope: &RopeTable) -> Vec<f32> {
+    fn turned_back(
+        &mut self,
+        norm: usize,
+        heads: Heads,
+        mut gradient: Vec<f32>,
+        rope: &RopeTable,
+    ) -> Vec<f32> {
         let AttentionShape { seq, d_head, .. } = self.sizes.attention;
         rotate_back(&mut gradient, &rope.cos, &rope.sin, seq, d_head);
         match heads.before_norm {
@@ -284,8 +307,17 @@ impl Back<'_> {
     }
 
     /// From a projection's gradient in head order: its weight's, and its part of the input's.
-    fn from_head_gradient(&mut self, slot: usize, n_heads: usize, heads: &[f32], normed: &[f32], d_normed: &mut [f32], update: Update) {
-        let (n, d, d_out) = (self.sizes.n_tokens(), self.sizes.d_model, n_heads * self.sizes.attention.d_head);
+    fn from_head_gradient(
+        &mut self,
+        slot: usize,
+        n_heads: usize,
+        heads: &[f32],
+        normed: &[f32],
+        d_normed: &mut [f32],
+        update: Update,
+    ) {
+        let (n, d, d_out) =
+            (self.sizes.n_tokens(), self.sizes.d_model, n_heads * self.sizes.attention.d_head);
         let mut rows = vec![0.0; n * d_out];
         from_heads(heads, &mut rows, d_out, 0, self.sizes.heads(n_heads));
         self.weight_gradient(slot, &rows, d_out, normed, [n, d, d_out]);
@@ -293,13 +325,28 @@ impl Back<'_> {
     }
 
     /// `d_x (+)= d_y · W`.
-    fn input_gradient(&self, slot: usize, d_y: &[f32], stride: usize, [n, d_in, d_out]: [usize; 3], d_x: &mut [f32], update: Update) {
+    fn input_gradient(
+        &self,
+        slot: usize,
+        d_y: &[f32],
+        stride: usize,
+        [n, d_in, d_out]: [usize; 3],
+        d_x: &mut [f32],
+        update: Update,
+    ) {
         let weight = Matrix::new(required(self.inputs, slot), d_out, d_in);
         multiply(Matrix::strided(d_y, n, d_out, stride), weight, MatrixMut::new(d_x, n, d_in), update);
     }
 
     /// `d_W = d_yᵀ · x` and the bias's sums, where wanted.
-    fn weight_gradient(&mut self, slot: usize, d_y: &[f32], stride: usize, x: &[f32], [n, d_in, d_out]: [usize; 3]) {
+    fn weight_gradient(
+        &mut self,
+        slot: usize,
+        d_y: &[f32],
+        stride: usize,
+        x: &[f32],
+        [n, d_in, d_out]: [usize; 3],
+    ) {
         if self.wanted[slot] {
             let mut gradient = vec![0.0; d_out * d_in];
             let d_y = Matrix::strided(d_y, n, d_out, stride).transposed();

@@ -20,8 +20,8 @@ use slmc_ir::ModelSpec;
 use super::{
     FlexTensor, TrackedTensor,
     block::{
-        ATTN_NORM, ATTN_OUTPUT, DOWN, FFN_NORM, GATE, HIDDEN, Inputs, KEY, KEY_NORM, Kept, N_INPUTS, QUERY, QUERY_NORM,
-        Sizes, UP, VALUE, backward, forward,
+        ATTN_NORM, ATTN_OUTPUT, DOWN, FFN_NORM, GATE, HIDDEN, Inputs, KEY, KEY_NORM, Kept, N_INPUTS, QUERY,
+        QUERY_NORM, Sizes, UP, VALUE, backward, forward,
     },
     contiguous, flex_tensor, from_plain, from_tracked, into_numbers, numbers, plain, tracked,
 };

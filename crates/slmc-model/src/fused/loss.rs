@@ -22,7 +22,12 @@ pub(crate) fn next_token(hidden: &Tensor<3>, head: &Tensor<2>, rows: &Rows<'_>) 
     for (start, n) in chunks(rows.n_rows, student.vocab_size) {
         student.logits(start, n);
         let (weights, mut losses) = (rows.weights(start, n), vec![0.0; n]);
-        slmc_kernels::cross_entropy(&mut student.logits, &rows.targets[start..start + n], &weights, &mut losses);
+        slmc_kernels::cross_entropy(
+            &mut student.logits,
+            &rows.targets[start..start + n],
+            &weights,
+            &mut losses,
+        );
         sum += weights.iter().zip(&losses).map(|(&w, &l)| f64::from(w) * f64::from(l)).sum::<f64>();
         sums.add(&student, start, n);
     }
@@ -46,7 +51,14 @@ pub(crate) fn distillation(
         teacher.logits(start, n);
         let (weights, mut losses) = (rows.weights(start, n), vec![[0.0; 2]; n]);
         let targets = &rows.targets[start..start + n];
-        slmc_kernels::distillation(&mut student.logits, &teacher.logits, targets, &weights, settings, &mut losses);
+        slmc_kernels::distillation(
+            &mut student.logits,
+            &teacher.logits,
+            targets,
+            &weights,
+            settings,
+            &mut losses,
+        );
         for (&weight, &[kl, cross_entropy]) in weights.iter().zip(&losses) {
             kl_sum += f64::from(weight) * f64::from(kl);
             cross_entropy_sum += f64::from(weight) * f64::from(cross_entropy);

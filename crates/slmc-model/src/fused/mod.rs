@@ -9,6 +9,8 @@ mod loss;
 mod loss_op;
 mod norm_op;
 mod step;
+#[cfg(test)]
+mod tests;
 
 use burn::{
     backend::{Autodiff, Flex, tensor::FloatTensor},
@@ -16,7 +18,7 @@ use burn::{
 };
 
 pub(crate) use block_op::block;
-pub(crate) use loss::{distillation, next_token};
+pub(crate) use loss::{distillation, logits, next_token};
 pub(crate) use norm_op::rms_norm;
 pub(crate) use step::{adamw, scatter_add, sum, sum_of_squares};
 
@@ -64,4 +66,3 @@ pub(crate) fn from_plain<const D: usize>(tensor: FlexTensor) -> Tensor<D> {
 pub(crate) fn from_tracked<const D: usize>(tensor: TrackedTensor) -> Tensor<D> {
     Tensor::from_primitive::<Autodiff<Flex>>(tensor)
 }
-

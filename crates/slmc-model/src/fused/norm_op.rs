@@ -14,8 +14,8 @@ use burn::{
 use slmc_kernels::rms_norm_backward;
 
 use super::{
-    FlexTensor, block_op::register, contiguous, flex_tensor, from_plain, from_tracked, into_numbers, numbers, plain,
-    tracked,
+    FlexTensor, block_op::register, contiguous, flex_tensor, from_plain, from_tracked, into_numbers, numbers,
+    plain, tracked,
 };
 
 /// Runs the norm on flex; `None` on other devices.
