@@ -235,7 +235,7 @@ fn set(table: &mut Table, text: &str) -> Result<(), RecipeError> {
         Some(inner) => {
             // A budget given here takes the place of the recipe's own, whichever of the three that is.
             if BUDGETS.contains(&key) {
-                inner.retain(|other, _| !BUDGETS.contains(&other.as_str()));
+                BUDGETS.iter().for_each(|budget| drop(inner.remove(*budget)));
             }
             inner.insert(key.to_owned(), value);
             Ok(())

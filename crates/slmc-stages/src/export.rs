@@ -123,10 +123,9 @@ impl Stage for Export {
     fn run(&self, input: Option<Checkpoint>, context: &StageContext<'_>) -> Result<Finished, StageError> {
         let input = input.ok_or_else(|| StageError::Input("there is no model to export".to_owned()))?;
         let artefact = context.folder.join(&self.to);
-        let options = WriteOptions { float: self.dtype, ..WriteOptions::default() };
         let written =
-            write_checkpoint(&input, &artefact, &options, context.host).map_err(StageError::Failed)?;
+            write_checkpoint(&input, &artefact, self.dtype, context.host).map_err(StageError::Failed)?;
         let report = json!({"file_bytes": written.file_bytes});
-        Ok(Finished { artefact, report, fallbacks: Vec::new() })
+        Ok(Finished { artefact, report, fallbacks: written.notes })
     }
 }
