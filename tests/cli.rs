@@ -41,7 +41,7 @@ fn wrong_commands_end_with_2_and_a_hint() {
     let teacher = tiny_teacher();
     let teacher = teacher.to_str().unwrap();
     check_refused(["quantize", teacher, "--format", "q9", "--out", "x.gguf"], "q9");
-    check_refused(["quantize", teacher, "--format", "iq4_xs", "--out", "x.gguf"], "cannot be made");
+    check_refused(["quantize", teacher, "--format", "iq4_xs", "--out", "x.gguf"], "not made yet");
     check_refused(["quantize", teacher, "--format", "q4_0", "--out", "folder"], ".gguf");
     check_refused(["quantize", teacher, "--method", "gptq", "--format", "q4_0", "--out", "x.gguf"], "rtn");
     check_refused(["convert", teacher, "--dtype", "f8", "--out", "x.gguf"], "f32, f16 or bf16");

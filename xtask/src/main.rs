@@ -16,7 +16,9 @@ cargo xtask COMMAND
   tidy                       check the invariants of docs/ARCHITECTURE.md on the tree
   fetch [DIR] [WHAT]         get real models into DIR (models-cache), checked by sha256
                              WHAT: smollm2 | float | oracle | gemma3 | all   (float: smollm2 and its float form)
-  test [--fast]              every test; --fast: only the crates without Burn, no real model
+  test                       every test that needs nothing from outside
+  test --real                the tests on real models (fetched) and texts (SLMC_DATA or ../shared/data)
+  test --fast                the crates without Burn alone, overflow checks on
   quickstart [--print]       run (or show) the commands of README.md's quick start
 ";
 
@@ -36,7 +38,8 @@ fn run() -> Result<()> {
     match words.as_slice() {
         ["tidy"] => tidy::run(),
         ["fetch", rest @ ..] => fetch::run(rest),
-        ["test"] => test::everything(),
+        ["test"] => test::plain(),
+        ["test", "--real"] => test::real(),
         ["test", "--fast"] => test::fast(),
         ["quickstart"] => quickstart::run(),
         ["quickstart", "--print"] => quickstart::print(),

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: every test of the project, those that need real models and data included.
+//! `cargo xtask test`: the tests of the project, with and without real models and texts.
 
 use std::path::PathBuf;
 
@@ -27,12 +27,17 @@ pub fn fast() -> Result<()> {
     repo::run(cargo.args(LIGHT_CRATES.iter().flat_map(|name| ["-p", name])))
 }
 
-/// First everything that needs nothing from outside, then everything that does. What is missing is found out at once.
-pub fn everything() -> Result<()> {
+/// Every test that needs nothing from outside the repository; says which others there are.
+pub fn plain() -> Result<()> {
+    repo::run(repo::cargo().args(["test", "--locked", "--release", "--workspace"]))?;
+    println!("\nNot run: the tests on real models and texts (`ignored` above). `cargo xtask test --real` runs them.");
+    Ok(())
+}
+
+/// The tests on real models and texts: the models are fetched, the texts must be there.
+pub fn real() -> Result<()> {
     let data = data_folder()?;
     fetch::run(&[])?;
-    fast()?;
-    repo::run(repo::cargo().args(["test", "--locked", "--release", "--workspace"]))?;
     let models = std::env::var_os("SLMC_MODELS")
         .map_or_else(|| repo::root().join(fetch::DEFAULT_FOLDER), PathBuf::from);
     // One at a time: each uses all cores, and the larger ones gigabytes.
@@ -59,7 +64,7 @@ fn missing(folder: &std::path::Path) -> String {
     format!(
         "the real-model tests need texts and {} has none: set SLMC_DATA to a folder with \
          wikitext-2-raw/wiki.{{valid,test}}.raw (WikiText-2, raw) and text/*.txt (public-domain books); \
-         tests/reference/README.md says where to get them. `cargo xtask test --fast` needs nothing",
+         tests/reference/README.md says where to get them. `cargo xtask test` needs nothing",
         folder.display()
     )
 }

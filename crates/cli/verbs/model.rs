@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use serde_json::json;
-use slmc_interop::{WriteOptions, Written};
-use slmc_ir::{Checkpoint, Format};
+use slmc_interop::Written;
+use slmc_ir::{Checkpoint, Format, Host};
 use slmc_stages::{Target, open_model, outline_of, write_checkpoint};
 
 use super::Session;
@@ -135,13 +135,17 @@ pub fn write(
             Some(format.ok_or_else(|| input_error(format!("--dtype {name}: use f32, f16 or bf16")))?)
         }
     };
-    let options = WriteOptions { float, ..WriteOptions::default() };
-    write_checkpoint(checkpoint, out, &options, session.terminal)
+    write_checkpoint(checkpoint, out, float, session.terminal)
         .map_err(|message| Failure::Run(anyhow::Error::msg(message)))
 }
 
 fn report(out: &Path, written: &Written, session: &Session<'_>) -> Result<(), Failure> {
-    let document = json!({"out": out, "file_bytes": written.file_bytes, "tensors": written.tensors.len()});
+    for note in &written.notes {
+        session.terminal.warn(note);
+    }
+    let (file_bytes, n_tensors) = (written.file_bytes, written.tensors.len());
+    let document =
+        json!({"out": out, "file_bytes": file_bytes, "tensors": n_tensors, "notes": written.notes});
     let text =
         format!("{}: {}, {} tensors", out.display(), megabytes(written.file_bytes), written.tensors.len());
     output::print(session.global.json, &document, &text)

@@ -103,6 +103,7 @@ pub fn carry_out(
     again: &str,
 ) -> Result<RunSummary, Failure> {
     let Session { terminal, surroundings, .. } = session;
+    terminal.say(&format!("{}: {} stages, in {}", plan.recipe.name, plan.stages.len(), folder.display()));
     let open = |path: &Path| open_model(&path.to_string_lossy());
     let measure = |checkpoint: &slmc_ir::Checkpoint| match &plan.recipe.eval {
         Some(config) => evaluate(checkpoint, config, surroundings, *terminal),

@@ -14,6 +14,8 @@ pub(crate) struct FamilyRow {
     pub(crate) gguf: &'static str,
     /// Whether GGUF holds the rows of query and key in pairs (`x0 y0 x1 y1 …`) and not in halves.
     pub(crate) gguf_rotary_pairs: bool,
+    /// Whether llama.cpp takes factors of rotary frequencies (`rope_freqs.weight`) for the architecture.
+    pub(crate) gguf_rope_factors: bool,
     /// Whether each query and key head is normed.
     pub(crate) qk_norm: bool,
     /// Who decides about biases in attention.
@@ -59,6 +61,7 @@ pub(crate) const FAMILIES: &[FamilyRow] = &[
         class: "LlamaForCausalLM",
         gguf: "llama",
         gguf_rotary_pairs: true,
+        gguf_rope_factors: true,
         qk_norm: false,
         attention_bias: AttentionBias::Asked,
         mlp_bias: true,
@@ -72,6 +75,7 @@ pub(crate) const FAMILIES: &[FamilyRow] = &[
         class: "MistralForCausalLM",
         gguf: "llama",
         gguf_rotary_pairs: true,
+        gguf_rope_factors: true,
         qk_norm: false,
         attention_bias: AttentionBias::Never,
         mlp_bias: false,
@@ -85,6 +89,7 @@ pub(crate) const FAMILIES: &[FamilyRow] = &[
         class: "Qwen2ForCausalLM",
         gguf: "qwen2",
         gguf_rotary_pairs: false,
+        gguf_rope_factors: false,
         qk_norm: false,
         attention_bias: AttentionBias::QkvOnly,
         mlp_bias: false,
@@ -98,6 +103,7 @@ pub(crate) const FAMILIES: &[FamilyRow] = &[
         class: "Qwen3ForCausalLM",
         gguf: "qwen3",
         gguf_rotary_pairs: false,
+        gguf_rope_factors: false,
         qk_norm: true,
         attention_bias: AttentionBias::Asked,
         mlp_bias: false,

@@ -45,6 +45,12 @@ impl MappedSource {
         Ok(Self { spec, keys, tensors, rotary_pairs })
     }
 
+    /// The format of each tensor, in the order of keys.
+    pub(crate) fn formats(&self) -> Vec<(TensorKey, Format)> {
+        let stored = |&key: &TensorKey| Some((key, self.tensors.get(&key)?.format()));
+        self.keys.iter().filter_map(stored).collect()
+    }
+
     fn stored(&self, key: TensorKey) -> Result<&Weight, SourceError> {
         self.tensors.get(&key).ok_or(SourceError::Missing(key))
     }

@@ -24,6 +24,9 @@ pub struct Written {
     pub notes: Vec<String>,
 }
 
+/// Tensors and their formats, in the order of a file.
+pub(crate) type Formats = Vec<(TensorKey, Format)>;
+
 /// Whether the key names a matrix: norms and biases are vectors.
 pub(crate) fn is_matrix(key: TensorKey) -> bool {
     key.role.is_matrix() && key.part == Part::Weight

@@ -13,6 +13,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use slmc_formats::AtomicFile;
 
 use crate::Evaluation;
 
@@ -109,12 +110,9 @@ fn to_json<T: Serialize>(content: &T) -> io::Result<Vec<u8>> {
 }
 
 fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
-    use io::Write;
-    let mut file = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
-    file.write_all(content)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|e| e.error)?;
-    Ok(())
+    let mut file = AtomicFile::create(path).map_err(io::Error::other)?;
+    file.put(content).map_err(io::Error::other)?;
+    file.commit().map_err(io::Error::other)
 }
 
 /// Bytes of a file, or of all files in a folder.

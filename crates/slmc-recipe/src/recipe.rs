@@ -14,6 +14,9 @@ use crate::{
 const MAX_RECIPE_BYTES: u64 = 1 << 20;
 const MAX_STAGES: usize = 64;
 
+/// Keys of which a training stage has one.
+const BUDGETS: [&str; 3] = ["steps", "tokens", "minutes"];
+
 /// A model, and what to do with it, stage by stage.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Recipe {
@@ -230,6 +233,10 @@ fn set(table: &mut Table, text: &str) -> Result<(), RecipeError> {
     let found = stages.into_iter().flatten().find(|s| name_of(s).as_deref() == Some(stage));
     match found.and_then(Value::as_table_mut) {
         Some(inner) => {
+            // A budget given here takes the place of the recipe's own, whichever of the three that is.
+            if BUDGETS.contains(&key) {
+                BUDGETS.iter().for_each(|budget| drop(inner.remove(*budget)));
+            }
             inner.insert(key.to_owned(), value);
             Ok(())
         }
@@ -277,7 +284,7 @@ mod tests {
             panic!("{:?}", recipe.stages[1])
         };
         assert_eq!((distill.alpha, distill.train.steps, distill.train.seq_len), (0.5, Some(5), 256));
-        assert!(distill.train.budget().is_err(), "steps and minutes together are one too many");
+        assert_eq!(distill.train.budget(), Ok(crate::Budget::Steps(5)), "this budget replaces the recipe's");
         let StageConfig::Quantize(quantize) = &recipe.stages[2].config else {
             panic!("{:?}", recipe.stages[2])
         };

@@ -269,7 +269,8 @@ fn outcome(
         |e: slmc_ir::SourceError| RunError::Open { path: artefact.clone(), message: e.to_string() };
     let mut n_bits = 0.0;
     for &key in checkpoint.weights.keys() {
-        n_bits += checkpoint.weights.read(key).map_err(unreadable)?.bytes().len() as f64 * 8.0;
+        let n_weights: usize = key.shape(checkpoint.spec()).iter().product();
+        n_bits += checkpoint.weights.format(key).map_err(unreadable)?.bits_per_weight() * n_weights as f64;
     }
     Ok(StageOutcome {
         name: name.to_owned(),

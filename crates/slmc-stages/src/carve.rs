@@ -10,8 +10,8 @@ use burn::tensor::{Device, Int, Tensor, TensorData, activation::log_softmax};
 use ndarray::Array2;
 use serde_json::json;
 use slmc_compress::{
-    BlockInfluence, Candidates, ChannelStats, ChooseError, CompressError, GramStats, LayerChoice, LayerStats, channel_scores,
-    choose_layers, compensate, keep_top,
+    BlockInfluence, Candidates, ChannelStats, ChooseError, CompressError, GramStats, LayerChoice, LayerStats,
+    channel_scores, choose_layers, compensate, keep_top,
 };
 use slmc_interop::{WriteOptions, write_hf_folder};
 use slmc_ir::{
@@ -168,7 +168,9 @@ impl Surgeon<'_> {
         let candidates = Candidates::LeastInfluential { influences: &influences, n: CANDIDATES };
         let choice = choose_layers(n_layers, n_removed, candidates, |removed: &[usize]| {
             if host.stop_requested() {
-                return Err(StageError::Interrupted("nothing is lost but this stage's measurements".to_owned()));
+                return Err(StageError::Interrupted(
+                    "nothing is lost but this stage's measurements".to_owned(),
+                ));
             }
             let loss = self.loss_without(removed);
             n_trials += 1;
@@ -271,7 +273,9 @@ impl Surgeon<'_> {
         let (new_down, output_error) = if self.config.compensate {
             let refit = compensate(down.view(), &gram, &kept, DAMPING).map_err(failed)?;
             if refit.damping > DAMPING {
-                self.context.host.warn(&format!("block {index}: the refit needed a damping of {:.3}", refit.damping));
+                self.context
+                    .host
+                    .warn(&format!("block {index}: the refit needed a damping of {:.3}", refit.damping));
             }
             (refit.weight, Some(refit.error / refit.energy.max(f64::MIN_POSITIVE)))
         } else {

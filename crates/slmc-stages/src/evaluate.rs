@@ -77,7 +77,9 @@ pub fn divergence_of(
 fn eval_error(error: EvalError) -> StageError {
     match error {
         EvalError::Stopped { .. } => StageError::Interrupted(error.to_string()),
-        EvalError::Forward(_) | EvalError::NotFinite { .. } | EvalError::Row { .. } => StageError::Failed(error.to_string()),
+        EvalError::Forward(_) | EvalError::NotFinite { .. } | EvalError::Row { .. } => {
+            StageError::Failed(error.to_string())
+        }
         _ => StageError::Input(error.to_string()),
     }
 }

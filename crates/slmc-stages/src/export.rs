@@ -1,11 +1,13 @@
 //! Writing a checkpoint for somebody else: as the path's ending says, or as a runtime wants it.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use serde_json::json;
-use slmc_interop::{WriteOptions, Written, write_gguf, write_hf_folder};
+use slmc_interop::{Encoded, WriteOptions, Written, write_gguf, write_hf_folder};
 use slmc_ir::{Checkpoint, Format, Host, Outline};
 use slmc_recipe::{ExportConfig, Finished, Rejection, Stage, StageContext, StageError};
+
+use crate::open::outline_of;
 
 /// A runtime that loads what slmc writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,21 +57,35 @@ impl Target {
     }
 }
 
-/// Writes a checkpoint to `path`: `.gguf` makes a GGUF, anything else a Hugging Face folder.
+/// Writes a checkpoint to `path`: `.gguf` makes a GGUF, anything else a Hugging Face folder. With `float`, packed
+/// matrices are decoded to that format, too.
 pub fn write_checkpoint(
     checkpoint: &Checkpoint,
     path: &Path,
-    options: &WriteOptions,
+    float: Option<Format>,
     host: &dyn Host,
 ) -> Result<Written, String> {
-    if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("onnx")) {
+    let has_ending = |name: &str| path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case(name));
+    if has_ending("onnx") {
         return Err(format!("{}: ONNX is not there yet: name a .gguf file or a folder", path.display()));
     }
-    if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf")) {
-        write_gguf(checkpoint, path, options, host).map_err(|e| e.to_string())
+    let unpacked = float.map(|float| unpack(checkpoint, float)).transpose()?;
+    let checkpoint = unpacked.as_ref().unwrap_or(checkpoint);
+    let options = WriteOptions { float, ..WriteOptions::default() };
+    if has_ending("gguf") {
+        write_gguf(checkpoint, path, &options, host).map_err(|e| e.to_string())
     } else {
-        write_hf_folder(checkpoint, path, options, host).map_err(|e| e.to_string())
+        write_hf_folder(checkpoint, path, &options, host).map_err(|e| e.to_string())
     }
+}
+
+/// The same checkpoint with every packed tensor decoded to `float` when it is read.
+fn unpack(checkpoint: &Checkpoint, float: Format) -> Result<Checkpoint, String> {
+    let outline = outline_of(checkpoint)?;
+    let packed = outline.formats.into_iter().filter(|(_, format)| !format.is_float());
+    let plan = packed.map(|(key, _)| (key, float)).collect();
+    let weights = Encoded::new(Arc::clone(&checkpoint.weights), plan).map_err(|e| e.to_string())?;
+    Ok(checkpoint.with_weights(Arc::new(weights)))
 }
 
 /// The export stage.
@@ -107,10 +123,9 @@ impl Stage for Export {
     fn run(&self, input: Option<Checkpoint>, context: &StageContext<'_>) -> Result<Finished, StageError> {
         let input = input.ok_or_else(|| StageError::Input("there is no model to export".to_owned()))?;
         let artefact = context.folder.join(&self.to);
-        let options = WriteOptions { float: self.dtype, ..WriteOptions::default() };
         let written =
-            write_checkpoint(&input, &artefact, &options, context.host).map_err(StageError::Failed)?;
+            write_checkpoint(&input, &artefact, self.dtype, context.host).map_err(StageError::Failed)?;
         let report = json!({"file_bytes": written.file_bytes});
-        Ok(Finished { artefact, report, fallbacks: Vec::new() })
+        Ok(Finished { artefact, report, fallbacks: written.notes })
     }
 }

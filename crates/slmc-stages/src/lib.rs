@@ -17,7 +17,7 @@ mod training;
 pub use build::build;
 pub use calibration::{Survey, survey};
 pub use estimate::{Estimate, estimate};
-pub use evaluate::{divergence_of, evaluate, perplexity_of};
+pub use evaluate::{divergence_of, evaluate, evaluator_of, perplexity_of};
 pub use export::{Target, write_checkpoint};
 pub use open::{fingerprint_of, open_model, outline_of};
 pub use sample::{SampleSettings, sample_documents};

@@ -37,7 +37,7 @@ fn last_artefact(run: &Path) -> Result<PathBuf, String> {
 pub fn outline_of(checkpoint: &Checkpoint) -> Result<Outline, String> {
     let mut formats = Vec::new();
     for &key in checkpoint.weights.keys() {
-        formats.push((key, checkpoint.weights.read(key).map_err(|e| e.to_string())?.format()));
+        formats.push((key, checkpoint.weights.format(key).map_err(|e| e.to_string())?));
     }
     Ok(Outline { spec: checkpoint.spec().clone(), has_tokenizer: checkpoint.tokenizer.is_some(), formats })
 }

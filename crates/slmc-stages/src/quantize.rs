@@ -87,7 +87,8 @@ impl Stage for Quantize {
                 "{packed_before} tensors are packed already: they are decoded and rounded again"
             ));
         }
-        let encoded = Encoded::new(Arc::clone(&input.weights), plan).map_err(|e| StageError::Failed(e.to_string()))?;
+        let encoded =
+            Encoded::new(Arc::clone(&input.weights), plan).map_err(|e| StageError::Failed(e.to_string()))?;
         let checkpoint = input.with_weights(Arc::new(encoded));
         let artefact = context.folder.join("model.gguf");
         let written = write_gguf(&checkpoint, &artefact, &WriteOptions::default(), context.host)

@@ -102,6 +102,27 @@ fn recomputing_blocks_changes_nothing_but_memory() {
 }
 
 #[test]
+fn a_device_without_autodiff_trains_as_well() {
+    let settings = settings(6);
+    let source = Counting::of(&settings);
+    let run = |device: &burn::tensor::Device| {
+        let folder = tempfile::tempdir().unwrap();
+        let fresh = || slmc_model::Decoder::fresh(&common::tiny_spec(), 1, device);
+        for stop_at_tokens in [Some(3 * 32), None] {
+            let host = common::FakeHost { stop_at_tokens, ..Default::default() };
+            let inputs = TrainInputs { student: fresh(), ..inputs(&source, folder.path()) };
+            let outcome = train(inputs, &settings, device, &host).unwrap();
+            if outcome.stopped == Stopped::Completed {
+                return bits(&outcome.student);
+            }
+        }
+        panic!("not completed");
+    };
+    assert_eq!(run(&device()), run(&device().inner()));
+    assert_ne!(run(&device()), bits(&common::student()));
+}
+
+#[test]
 fn what_cannot_be_trained_is_refused() {
     let good = settings(2);
     let source = Counting::of(&good);

@@ -8,7 +8,7 @@ use slmc_ir::{Checkpoint, Family, Format, ModelSpec, RopeScaling, TensorKey};
 
 use super::{ARCHITECTURE_KEY, FAMILY_KEY, FILE_TYPE_KEY, LINEAGE_KEY, NAME_KEY};
 use crate::{
-    error::WriteError,
+    error::{OpenFault, TokenizerError, WriteError},
     family::{FAMILIES, FamilyRow},
     hex::hex,
     tokenizer::to_gguf::tokenizer_metadata,
@@ -22,6 +22,33 @@ pub(crate) struct Derived {
     pub(crate) metadata: Vec<(String, Value)>,
     /// Tells one choice of formats from another.
     pub(crate) formats_digest: String,
+}
+
+/// Metadata that cannot be derived.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DeriveError {
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    #[error(transparent)]
+    Lineage(#[from] serde_json::Error),
+}
+
+impl From<DeriveError> for WriteError {
+    fn from(error: DeriveError) -> Self {
+        match error {
+            DeriveError::Tokenizer(error) => error.into(),
+            DeriveError::Lineage(error) => error.into(),
+        }
+    }
+}
+
+impl From<DeriveError> for OpenFault {
+    fn from(error: DeriveError) -> Self {
+        match error {
+            DeriveError::Tokenizer(error) => error.into(),
+            DeriveError::Lineage(error) => error.into(),
+        }
+    }
 }
 
 /// [`Derived::metadata`] by key.
@@ -45,7 +72,7 @@ pub(crate) fn derive(
     checkpoint: &Checkpoint,
     formats: &[(TensorKey, Format)],
     name: Option<&str>,
-) -> Result<Derived, WriteError> {
+) -> Result<Derived, DeriveError> {
     let spec = checkpoint.spec();
     let row = FamilyRow::of(spec.family);
     let mut metadata: Vec<(String, Value)> = Vec::new();

@@ -9,7 +9,7 @@ use slmc_formats::{
     gguf::{TensorInfo, Value},
     map_file,
 };
-use slmc_ir::{Checkpoint, Extras, Format, Lineage, RopeScaling, TensorKey, Weight, WeightSource as _};
+use slmc_ir::{Checkpoint, Extras, Format, Lineage, RopeScaling, TensorKey, Weight};
 
 use super::{
     EXTRA, LINEAGE_KEY, ROPE_FREQS,
@@ -19,7 +19,7 @@ use super::{
     spec_read::{read_family, read_spec},
 };
 use crate::{
-    error::{At as _, FieldError, OpenError, OpenFault, TensorError, WriteError, shorten},
+    error::{At as _, FieldError, OpenError, OpenFault, TensorError, shorten},
     names::{gguf_key, gguf_name},
     source::MappedSource,
     tokenizer::from_gguf::read_tokenizer,
@@ -35,7 +35,7 @@ pub(crate) fn open_gguf(path: &Path) -> Result<Checkpoint, OpenError> {
 fn open_parsed(file: &Bytes, header: &GgufHeader) -> Result<Checkpoint, OpenFault> {
     let row = read_family(header)?;
     let unscaled = read_spec(header, row, None)?;
-    let freqs = read_rope_freqs(file, header)?;
+    let freqs = if row.gguf_rope_factors { read_rope_freqs(file, header)? } else { None };
     let of_tensor =
         freqs.as_deref().map(|f| recognise(f, unscaled.rope_theta, unscaled.d_head)).transpose()?;
     let spec = match of_tensor {
@@ -43,12 +43,9 @@ fn open_parsed(file: &Bytes, header: &GgufHeader) -> Result<Checkpoint, OpenFaul
         None => unscaled,
     };
     let (vocab_size, theta, d_head) = (spec.vocab_size, spec.rope_theta, spec.d_head);
-    let tensors = slice_tensors(file, header)?;
+    let tensors = slice_tensors(file, header, freqs.is_some())?;
     let source = MappedSource::new(spec, tensors, row.gguf_rotary_pairs, gguf_name)?;
-    let formats: Vec<(TensorKey, Format)> =
-        source.keys().iter().map(|&key| Ok((key, source.format(key)?))).collect::<Result<_, _>>().map_err(
-            |error: slmc_ir::SourceError| OpenFault::from(TensorError::Missing(error.to_string())),
-        )?;
+    let formats = source.formats();
     let mut checkpoint = Checkpoint {
         weights: Arc::new(source),
         tokenizer: read_tokenizer(header, vocab_size)?,
@@ -56,11 +53,7 @@ fn open_parsed(file: &Bytes, header: &GgufHeader) -> Result<Checkpoint, OpenFaul
         extras: Extras::new(),
         lineage: read_lineage(header)?,
     };
-    let derived = derive(&checkpoint, &formats, None).map_err(|error| match error {
-        WriteError::Tokenizer(error) => OpenFault::from(error),
-        // The spec, the formats and the lineage were read from this very file.
-        other => OpenFault::from(std::io::Error::other(other.to_string())),
-    })?;
+    let derived = derive(&checkpoint, &formats, None)?;
     let mut extra = Map::new();
     extra.insert("metadata".to_owned(), remember(&header.metadata, &derived));
     if let Some(kept) =
@@ -73,9 +66,14 @@ fn open_parsed(file: &Bytes, header: &GgufHeader) -> Result<Checkpoint, OpenFaul
     Ok(checkpoint)
 }
 
-fn slice_tensors(file: &Bytes, header: &GgufHeader) -> Result<BTreeMap<TensorKey, Weight>, TensorError> {
+/// Every weight; the tensor of rotary factors, read already, is none.
+fn slice_tensors(
+    file: &Bytes,
+    header: &GgufHeader,
+    rope_freqs: bool,
+) -> Result<BTreeMap<TensorKey, Weight>, TensorError> {
     let mut tensors = BTreeMap::new();
-    for tensor in header.tensors.iter().filter(|tensor| tensor.name != ROPE_FREQS) {
+    for tensor in header.tensors.iter().filter(|tensor| !rope_freqs || tensor.name != ROPE_FREQS) {
         let key = gguf_key(&tensor.name).ok_or_else(|| TensorError::Unknown(shorten(&tensor.name)))?;
         tensors.insert(key, slice_tensor(file, header, tensor)?);
     }

@@ -22,19 +22,31 @@ pub(crate) fn factors(scaling: RopeScaling, theta: f64, d_head: usize) -> Option
     };
     let (factor, low, high) = (factor as f32, low_freq_factor as f32, high_freq_factor as f32);
     let context = original_context_len as f32;
-    let factor_of = |pair: usize| {
-        let frequency = 1.0 / (theta as f32).powf(2.0 * pair as f32 / d_head as f32);
-        let wavelength = std::f32::consts::TAU / frequency;
-        if wavelength < context / high {
-            1.0
-        } else if wavelength > context / low {
-            factor
-        } else {
-            let smooth = (context / wavelength - low) / (high - low);
-            1.0 / ((1.0 - smooth) / factor + smooth)
-        }
+    let factor_of = |pair: usize| match kept_share(theta, d_head, pair, low, high, context) {
+        Share::All => 1.0,
+        Share::None => factor,
+        Share::Part(share) => 1.0 / ((1.0 - share) / factor + share),
     };
     Some((0..d_head / 2).map(factor_of).collect())
+}
+
+/// How much of a frequency escapes the division.
+enum Share {
+    All,
+    Part(f32),
+    None,
+}
+
+fn kept_share(theta: f64, d_head: usize, pair: usize, low: f32, high: f32, context: f32) -> Share {
+    let frequency = 1.0 / (theta as f32).powf(2.0 * pair as f32 / d_head as f32);
+    let wavelength = std::f32::consts::TAU / frequency;
+    if wavelength < context / high {
+        Share::All
+    } else if wavelength > context / low {
+        Share::None
+    } else {
+        Share::Part((context / wavelength - low) / (high - low))
+    }
 }
 
 /// The scaling whose factors these are.
@@ -48,10 +60,9 @@ pub(crate) fn recognise(found: &[f32], theta: f64, d_head: usize) -> Result<Rope
     if found.iter().all(|factor| *factor == 1.0) {
         return Ok(RopeScaling::None);
     }
-    // The lowest frequency, the last, is divided by the whole factor.
-    let factor = found.last().copied().unwrap_or(1.0);
+    let factor = whole_factor(found.last().copied().unwrap_or(1.0), theta, d_head);
     let scaling = RopeScaling::Llama3 {
-        factor: factor.into(),
+        factor,
         low_freq_factor: LOW_FREQ_FACTOR,
         high_freq_factor: HIGH_FREQ_FACTOR,
         original_context_len: ORIGINAL_CONTEXT_LEN,
@@ -65,6 +76,18 @@ pub(crate) fn recognise(found: &[f32], theta: f64, d_head: usize) -> Result<Rope
         "holds factors of no known setting (Llama 3's with low 1, high 4, original context 8192); start from the \
          Hugging Face folder, whose `config.json` says the setting",
     ))
+}
+
+/// The setting's factor, from that of the lowest frequency: in large models it is the same.
+fn whole_factor(last: f32, theta: f64, d_head: usize) -> f64 {
+    let (low, high) = (LOW_FREQ_FACTOR as f32, HIGH_FREQ_FACTOR as f32);
+    let share = kept_share(theta, d_head, d_head / 2 - 1, low, high, ORIGINAL_CONTEXT_LEN as f32);
+    let Share::Part(share) = share else { return last.into() };
+    let (last, share) = (f64::from(last), f64::from(share));
+    let factor = (1.0 - share) / (1.0 / last - share);
+    // Solved from a rounded number; settings are whole.
+    let whole = factor.round();
+    if (factor - whole).abs() <= 1e-3 * whole { whole } else { factor }
 }
 
 #[cfg(test)]
@@ -85,6 +108,19 @@ mod tests {
             assert_eq!((tensor[0], tensor[d_head / 2 - 1]), (1.0, factor as f32));
             assert_eq!(recognise(&tensor, 500_000.0, d_head).unwrap(), scaling);
         }
+    }
+
+    #[test]
+    fn the_factor_is_found_where_no_frequency_takes_all_of_it() {
+        let scaling = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_context_len: 8192,
+        };
+        let tensor = factors(scaling, 10_000.0, 8).unwrap();
+        assert!(tensor[3] < 8.0);
+        assert_eq!(recognise(&tensor, 10_000.0, 8).unwrap(), scaling);
     }
 
     #[test]

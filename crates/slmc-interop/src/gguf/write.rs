@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use slmc_formats::{GgufWriter, gguf::PlannedTensor};
-use slmc_ir::{Checkpoint, Format, Host, SourceError, TensorKey, Weight};
+use slmc_ir::{Checkpoint, Format, Host, ModelSpec, RopeScaling, SourceError, TensorKey, Weight};
 
 use super::{EXTRA, ROPE_FREQS, kept::recall, metadata::derive, read::rope_freqs_to_write};
 use crate::{
@@ -32,8 +32,7 @@ pub fn write_gguf(
     check_options(options)?;
     let spec = checkpoint.spec();
     let row = FamilyRow::of(spec.family);
-    if spec.qk_norm != row.qk_norm {
-        let what = "norms of query and key heads";
+    if let Some(what) = cannot_say(spec, row) {
         return Err(WriteError::Inexpressible { what, container: "GGUF", family: row.gguf });
     }
     let formats = written_formats(checkpoint, options.float)?;
@@ -57,6 +56,15 @@ pub fn write_gguf(
     }
     let file_bytes = writer.finish()?;
     Ok(Written { file_bytes, tensors: formats, notes: Vec::new() })
+}
+
+/// What of the spec llama.cpp has no place for in the architecture.
+fn cannot_say(spec: &ModelSpec, row: &FamilyRow) -> Option<&'static str> {
+    if spec.qk_norm != row.qk_norm {
+        return Some("norms of query and key heads");
+    }
+    let llama3 = matches!(spec.rope_scaling, RopeScaling::Llama3 { .. });
+    (llama3 && !row.gguf_rope_factors).then_some("rotary frequencies scaled as in Llama 3")
 }
 
 /// The format of each tensor in the file.

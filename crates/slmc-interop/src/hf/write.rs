@@ -17,7 +17,7 @@ use crate::{
     error::WriteError,
     finite::{is_lossless, ready},
     names::hf_name,
-    write::{Progress, WriteOptions, Written, check_options, is_matrix, read_checked},
+    write::{Formats, Progress, WriteOptions, Written, check_options, is_matrix, read_checked},
 };
 
 /// Largest shard, as Hugging Face's own tools cut them.
@@ -95,7 +95,7 @@ fn generation_config(special: &SpecialTokens) -> Value {
 fn written_formats(
     checkpoint: &Checkpoint,
     float: Option<Format>,
-) -> Result<(Vec<(TensorKey, Format)>, Vec<String>), WriteError> {
+) -> Result<(Formats, Vec<String>), WriteError> {
     let mut n_packed = 0;
     let mut formats = Vec::with_capacity(checkpoint.weights.keys().len());
     for &key in checkpoint.weights.keys() {
@@ -217,5 +217,98 @@ impl Files<'_> {
         let mut bytes = serde_json::to_vec_pretty(value)?;
         bytes.push(b'\n');
         self.put(name, &bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use slmc_ir::{Activation, Biases, Family, MemorySource, ModelSpec, Part, RopeScaling, SilentHost};
+
+    use super::*;
+
+    fn tiny() -> Checkpoint {
+        let spec = ModelSpec {
+            family: Family::Llama,
+            vocab_size: 16,
+            context_len: 8,
+            d_model: 4,
+            n_layers: 2,
+            n_heads: 2,
+            n_kv_heads: 1,
+            d_head: 2,
+            d_ff: 8,
+            norm_eps: 1e-5,
+            rope_theta: 1e4,
+            rope_scaling: RopeScaling::None,
+            activation: Activation::Silu,
+            biases: Biases::default(),
+            qk_norm: false,
+            tied_head: true,
+        };
+        let weight = |key: TensorKey| {
+            let shape = key.shape(&spec);
+            let numbers: Vec<f32> = (0..shape.iter().product::<usize>()).map(|i| i as f32).collect();
+            (key, Weight::from_f32(shape, &numbers).unwrap())
+        };
+        let weights = TensorKey::all(&spec).into_iter().map(weight).collect();
+        Checkpoint {
+            weights: Arc::new(MemorySource::new(spec, weights).unwrap()),
+            tokenizer: None,
+            generation: None,
+            extras: slmc_ir::Extras::new(),
+            lineage: slmc_ir::Lineage::default(),
+        }
+    }
+
+    #[test]
+    fn shards_stay_below_their_limit_and_open_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (original, path) = (tiny(), folder.path().join("hf"));
+        let options = WriteOptions::default();
+        write_shards_of(&original, &path, &options, &SilentHost, 600).unwrap();
+        let shards: Vec<_> = fs::read_dir(&path)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
+            .collect();
+        assert!(shards.len() > 2, "{shards:?}");
+        assert!(!path.join(WEIGHTS_FILE).exists());
+        for shard in &shards {
+            let file = fs::read(shard).unwrap();
+            let header = slmc_formats::SafetensorsHeader::parse(&file).unwrap();
+            assert!(header.tensors.iter().map(|t| t.range.len()).sum::<usize>() <= 600);
+        }
+        let opened = crate::open(&path).unwrap();
+        for &key in original.weights.keys() {
+            let (a, b) = (original.weights.read(key).unwrap(), opened.weights.read(key).unwrap());
+            assert_eq!(a.bytes(), b.bytes(), "{key}");
+        }
+        // An index that points to the wrong shard is found out.
+        let index = fs::read_to_string(path.join(INDEX_FILE)).unwrap();
+        let mut index: Value = serde_json::from_str(&index).unwrap();
+        let (a, b) = ("model.embed_tokens.weight", "model.norm.weight");
+        assert_ne!(index["weight_map"][a], index["weight_map"][b]);
+        index["weight_map"][a] = index["weight_map"][b].clone();
+        fs::write(path.join(INDEX_FILE), index.to_string()).unwrap();
+        let message = crate::open(&path).map(|_| ()).unwrap_err().to_string();
+        assert!(message.contains(a), "{message}");
+    }
+
+    #[test]
+    fn a_vector_that_is_not_exact_in_the_matrices_format_stays_f32() {
+        let mut checkpoint = tiny();
+        let norm = TensorKey::model(slmc_ir::Role::FinalNorm);
+        let mut weights: BTreeMap<TensorKey, Weight> =
+            checkpoint.weights.keys().iter().map(|&k| (k, checkpoint.weights.read(k).unwrap())).collect();
+        weights.insert(norm, Weight::from_f32(vec![4], &[0.1, 1.0, 1.0, 1.0]).unwrap());
+        let spec = checkpoint.spec().clone();
+        checkpoint = checkpoint.with_weights(Arc::new(MemorySource::new(spec, weights).unwrap()));
+        let (formats, _) = written_formats(&checkpoint, Some(Format::F16)).unwrap();
+        for (key, format) in formats {
+            assert_eq!(format == Format::F32, key == norm, "{key}");
+            assert_eq!(key.part, Part::Weight);
+        }
     }
 }

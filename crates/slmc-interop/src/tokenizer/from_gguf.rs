@@ -8,6 +8,10 @@ use super::{
 };
 use crate::error::{TokenizerError, shorten};
 
+/// What llama.cpp takes a SentencePiece model for that does not say (`llama_vocab::impl::load`).
+const SPM_IMPLIED: SpecialTokens =
+    SpecialTokens { bos: Some(1), eos: Some(2), unk: Some(0), pad: None, add_bos: true, add_eos: false };
+
 /// The tokenizer of a GGUF whose embedding has `n_rows` rows; `None` when it has none.
 ///
 /// # Errors
@@ -26,12 +30,13 @@ pub(crate) fn read_tokenizer(
         MODEL_BYTE_BPE => {
             let name = text(header, keys::PRE)?.ok_or(TokenizerError::MissingKey(keys::PRE))?;
             let pre = PreTokenizer::of_name(name)?;
-            let special = read_special(header, pre.implied_add_bos, n_rows)?;
+            let implied = SpecialTokens { add_bos: pre.implied_add_bos, ..SpecialTokens::default() };
+            let special = read_special(header, implied, n_rows)?;
             let merges = strings(header, keys::MERGES)?.ok_or(TokenizerError::MissingKey(keys::MERGES))?;
             (bpe::to_json(&tokens, merges, pre, &special)?, special)
         }
         MODEL_SPM => {
-            let special = read_special(header, true, n_rows)?;
+            let special = read_special(header, SPM_IMPLIED, n_rows)?;
             let scores = read_scores(header, n_rows)?;
             if flag(header, keys::REMOVE_EXTRA_SPACES)? == Some(true) {
                 let what = "metadata that remove repeated spaces:";
@@ -88,7 +93,7 @@ fn read_scores(header: &GgufHeader, n_rows: usize) -> Result<&[f32], TokenizerEr
 
 fn read_special(
     header: &GgufHeader,
-    implied_add_bos: bool,
+    implied: SpecialTokens,
     n_rows: usize,
 ) -> Result<SpecialTokens, TokenizerError> {
     let id = |key: &'static str| match header.get(key) {
@@ -100,12 +105,12 @@ fn read_special(
         },
     };
     Ok(SpecialTokens {
-        bos: id(keys::BOS)?,
-        eos: id(keys::EOS)?,
-        unk: id(keys::UNK)?,
-        pad: id(keys::PAD)?,
-        add_bos: flag(header, keys::ADD_BOS)?.unwrap_or(implied_add_bos),
-        add_eos: flag(header, keys::ADD_EOS)?.unwrap_or(false),
+        bos: id(keys::BOS)?.or(implied.bos),
+        eos: id(keys::EOS)?.or(implied.eos),
+        unk: id(keys::UNK)?.or(implied.unk),
+        pad: id(keys::PAD)?.or(implied.pad),
+        add_bos: flag(header, keys::ADD_BOS)?.unwrap_or(implied.add_bos),
+        add_eos: flag(header, keys::ADD_EOS)?.unwrap_or(implied.add_eos),
     })
 }
 

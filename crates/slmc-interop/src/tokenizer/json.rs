@@ -41,6 +41,8 @@ pub(crate) struct Model {
     #[serde(default)]
     pub(crate) dropout: Option<f64>,
     #[serde(default)]
+    pub(crate) unk_token: Option<String>,
+    #[serde(default)]
     pub(crate) continuing_subword_prefix: Option<String>,
     #[serde(default)]
     pub(crate) end_of_word_suffix: Option<String>,

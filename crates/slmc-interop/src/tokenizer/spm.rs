@@ -124,6 +124,7 @@ pub(crate) fn to_metadata(
     )?;
     let merged_scores = scores_of_merges(json, &ids)?;
     let n_merged = merged_scores.len();
+    let unknown = json.model.unk_token.as_deref().and_then(|token| json.id_of(token)).or(special.unk);
     let (mut texts, mut types, mut scores) = (Vec::new(), Vec::new(), Vec::new());
     let mut n_unmerged = 0;
     for (id, token) in tokens.iter().enumerate() {
@@ -133,7 +134,7 @@ pub(crate) fn to_metadata(
             scores.push(ADDED_SCORE);
             continue;
         };
-        let is_unknown = special.unk.is_some_and(|unk| unk as usize == id);
+        let is_unknown = unknown.is_some_and(|unk| unk as usize == id);
         let kind = match token.kind {
             _ if is_unknown => kinds::UNKNOWN,
             kinds::NORMAL if json.model.byte_fallback && is_byte_token(&token.text) => kinds::BYTE,
