@@ -183,3 +183,23 @@ fn the_same_seed_gives_the_same_bytes() {
         assert_eq!(a.read(key).unwrap().bytes(), b.read(key).unwrap().bytes());
     }
 }
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let bits_after_two_steps = || {
+        let (mut decoder, mut optimizer) = (training(true), AdamW::new());
+        for recompute in [false, true] {
+            let (_, mut grads) = loss_and_grads(&decoder, recompute);
+            grads.clip(0.5);
+            decoder = optimizer.step(decoder, grads, 1e-2, AdamWHyper::default());
+        }
+        let source = decoder.to_source();
+        source.keys().iter().map(|&key| source.read(key).unwrap().bytes().clone()).collect::<Vec<_>>()
+    };
+    let on = |n| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
+        pool.install(bits_after_two_steps)
+    };
+    let one = on(1);
+    assert!(one == on(2) && one == on(5));
+}
