@@ -29,7 +29,7 @@ macro_rules! dispatched {
                     #[allow(unsafe_code)]
                     return unsafe { avx512($($arg),*) };
                 }
-                if std::arch::is_x86_feature_detected!("avx2") {
+                if $crate::dispatch::has_avx2() {
                     // SAFETY: the CPU has what the function is compiled for.
                     #[allow(unsafe_code)]
                     return unsafe { avx2($($arg),*) };
@@ -45,8 +45,28 @@ pub(crate) use dispatched;
 #[inline]
 pub(crate) fn has_avx512() -> bool {
     use std::arch::is_x86_feature_detected as has;
-    has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl")
+    allowed(2) && has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl")
 }
+
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(crate) fn has_avx2() -> bool {
+    allowed(1) && std::arch::is_x86_feature_detected!("avx2")
+}
+
+/// Whether a level of instruction sets (1: AVX2, 2: AVX-512) may be used: tests lower the highest.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+fn allowed(_level: u8) -> bool {
+    #[cfg(test)]
+    return _level <= HIGHEST.load(std::sync::atomic::Ordering::Relaxed);
+    #[cfg(not(test))]
+    true
+}
+
+/// The highest level that tests allow. Changing it while others run is harmless: the levels give the same bits.
+#[cfg(test)]
+static HIGHEST: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(2);
 
 /// Lanes of a sum: the numbers of the widest register.
 pub(crate) const LANES: usize = 16;
@@ -108,4 +128,91 @@ pub(crate) fn maximum(x: &[f32]) -> f32 {
         lanes[i] = if x > lanes[i] { x } else { lanes[i] };
     }
     max_lanes(lanes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::HIGHEST;
+    use crate::{
+        AdamWStep, AttentionShape, Distillation, adamw, attention, attention_backward, cross_entropy,
+        distillation, rms_norm, rms_norm_backward, sum_of_squares, swiglu, swiglu_backward, testing::numbers,
+    };
+
+    /// Every kernel once, at sizes that are no multiple of a register; all results, one after the other.
+    fn everything() -> Vec<u32> {
+        let (rows, d) = (5, 37);
+        let (x, gain, d_out) = (numbers(rows * d, 1), numbers(d, 2), numbers(rows * d, 3));
+        let [mut out, mut d_x] = [(); 2].map(|()| vec![0.0; rows * d]);
+        let (mut inverse, mut d_gain) = (vec![0.0; rows], vec![0.0; d]);
+        rms_norm(&x, &gain, 1e-5, &mut out, &mut inverse);
+        rms_norm_backward(&x, &gain, &inverse, &d_out, &mut d_x, &mut d_gain);
+
+        let (mut gate_up, mut product) = (numbers(2 * rows * d, 4), vec![0.0; rows * d]);
+        swiglu(&gate_up, &mut product, d);
+        let mut d_product = d_out.clone();
+        swiglu_backward(&mut gate_up, &mut d_product, d);
+
+        let shape = AttentionShape { batch: 1, n_heads: 2, n_kv_heads: 1, seq: 67, d_head: 8 };
+        let n = shape.seq * shape.d_head;
+        let (q, k, v, d_mix) = (numbers(2 * n, 5), numbers(n, 6), numbers(n, 7), numbers(2 * n, 8));
+        let [mut mix, mut d_q] = [(); 2].map(|()| vec![0.0; 2 * n]);
+        let [mut d_k, mut d_v] = [(); 2].map(|()| vec![0.0; n]);
+        let mut log_sums = vec![0.0; 2 * shape.seq];
+        attention(shape, &q, &k, &v, &mut mix, &mut log_sums);
+        attention_backward(shape, &q, &k, &v, &mix, &log_sums, &d_mix, &mut d_q, &mut d_k, &mut d_v);
+
+        let (targets, weights) = ([0, 36, 4, 9, 1], [0.25; 5]);
+        let (mut student, teacher) = (numbers(rows * d, 9), numbers(rows * d, 10));
+        let (mut logits, mut losses, mut pairs) = (student.clone(), [0.0; 5], [[0.0; 2]; 5]);
+        cross_entropy(&mut logits, &targets, &weights, &mut losses);
+        let settings = Distillation { temperature: 2.0, alpha: 0.5 };
+        distillation(&mut student, &teacher, &targets, &weights, settings, &mut pairs);
+
+        let (mut w, mut first, mut second) = (x.clone(), d_out.clone(), vec![0.5; rows * d]);
+        let step = AdamWStep {
+            learning_rate: 0.1,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            gradient_scale: 0.5,
+            n: 3,
+        };
+        adamw(step, &mut w, &out, &mut first, &mut second);
+        let squares = [sum_of_squares(&x) as f32];
+        let all: [&[f32]; 21] = [
+            &out,
+            &inverse,
+            &d_x,
+            &d_gain,
+            &product,
+            &gate_up,
+            &d_product,
+            &mix,
+            &log_sums,
+            &d_q,
+            &d_k,
+            &d_v,
+            &logits,
+            &losses,
+            &student,
+            pairs.as_flattened(),
+            &w,
+            &first,
+            &second,
+            &squares,
+            &teacher,
+        ];
+        all.concat().iter().map(|x| x.to_bits()).collect()
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        let highest = everything();
+        for level in [1, 0] {
+            HIGHEST.store(level, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(everything(), highest, "level {level}");
+        }
+        HIGHEST.store(2, std::sync::atomic::Ordering::Relaxed);
+    }
 }

@@ -3,9 +3,10 @@
 use burn::tensor::Device;
 
 /// A device's name, parsed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
     /// The CPU, in Rust: the only one with fused operations.
+    #[default]
     Flex,
     /// The CPU by libtorch.
     Tch,

@@ -39,9 +39,22 @@ impl Grads {
 
     /// Adds another micro-batch's gradients.
     pub fn accumulate(&mut self, other: Self) {
-        let relative = other.factor / self.factor;
+        if self.by_key.is_empty() {
+            *self = other;
+            return;
+        }
+        self.settle();
         for (key, gradient) in other.by_key {
-            self.add(key, if relative == 1.0 { gradient } else { gradient * relative });
+            self.add(key, if other.factor == 1.0 { gradient } else { gradient * other.factor });
+        }
+    }
+
+    /// Multiplies what is still to be multiplied.
+    fn settle(&mut self) {
+        let factor = std::mem::replace(&mut self.factor, 1.0);
+        if factor != 1.0 {
+            let scaled = std::mem::take(&mut self.by_key).into_iter();
+            self.by_key = scaled.map(|(key, gradient)| (key, gradient * factor)).collect();
         }
     }
 

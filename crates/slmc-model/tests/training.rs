@@ -78,6 +78,23 @@ fn every_parameter_has_a_gradient_and_recomputing_changes_none() {
 }
 
 #[test]
+fn accumulated_gradients_are_sums() {
+    let decoder = training(false);
+    let (_, once) = loss_and_grads(&decoder, false);
+    let (_, mut scaled) = loss_and_grads(&decoder, false);
+    scaled.scale(0.5);
+    let mut sum = Grads::default();
+    sum.accumulate(scaled.clone());
+    sum.accumulate(once.clone());
+    sum.accumulate(scaled);
+    assert!((sum.norm() - 2.0 * once.norm()).abs() < 1e-5 * once.norm());
+    for key in decoder.keys() {
+        let doubled: Vec<f32> = numbers(&once, key).iter().map(|x| 2.0 * x).collect();
+        assert!(relative_distance(&numbers(&sum, key), &doubled) < 1e-6, "{key}");
+    }
+}
+
+#[test]
 fn steps_lower_the_loss_and_evaluation_sees_it() {
     let mut decoder = training(false);
     let mut optimizer = AdamW::new();
