@@ -60,23 +60,30 @@ fn perplexity_equals_llama_cpp() {
     assert!(relative(ours, theirs) <= 0.002, "{ours} and llama.cpp's {theirs}");
 }
 
+/// llama.cpp is given the packed file, and the same file decoded to f32 by us. Were our reading of the blocks wrong, the
+/// two would be different models; what is left is llama.cpp's rounding of activations to 8 bits beside packed
+/// weights, a KL divergence of 0.003 on this model (docs/LOG.md, baseline).
 #[test]
 #[ignore = "needs the real model: cargo xtask fetch"]
-fn every_written_format_loads_in_llama_cpp_with_our_perplexity() {
+fn every_written_format_is_the_same_model_in_llama_cpp() {
     let folder = tempfile::tempdir().unwrap();
+    let path = |name: String| folder.path().join(name).to_str().unwrap().to_owned();
     for format in ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "f16", "bf16"] {
-        let out = folder.path().join(format!("{format}.gguf"));
-        let out = out.to_str().unwrap();
+        let (packed, decoded) = (path(format!("{format}.gguf")), path(format!("{format}-f32.gguf")));
         if format.starts_with('q') {
-            run_json(["quantize", &float_teacher(), "--format", format, "--out", out]);
+            run_json(["quantize", &float_teacher(), "--format", format, "--out", &packed]);
         } else {
-            run_json(["convert", &float_teacher(), "--dtype", format, "--out", out]);
+            run_json(["convert", &float_teacher(), "--dtype", format, "--out", &packed]);
         }
-        let theirs = reference("oracle.py", &["ppl", out, &wikitext(), "--chunks", "2"]);
-        let ours = run_json(["eval", "ppl", out, "--data", &wikitext(), "--chunks", "2"]);
-        let (ours, theirs) = (ours["ppl"].as_f64().unwrap(), theirs["ppl"].as_f64().unwrap());
-        // llama.cpp rounds activations to 8 bits beside packed weights; we do not.
-        assert!(relative(ours, theirs) <= 0.005, "{format}: {ours} and llama.cpp's {theirs}");
+        run_json(["convert", &packed, "--dtype", "f32", "--out", &decoded]);
+        let found = reference("oracle.py", &["kld", &decoded, &packed, &wikitext(), "--chunks", "1"]);
+        assert!(found["kld"].as_f64().unwrap() < 0.005, "{format}: {found}");
+        let ours = run_json(["eval", "ppl", &packed, "--data", &wikitext(), "--chunks", "1"]);
+        let (ours, theirs) = (ours["ppl"].as_f64().unwrap(), found["ppl_base"].as_f64().unwrap());
+        assert!(
+            relative(ours, theirs) <= 0.002,
+            "{format}: {ours} and llama.cpp's {theirs} on the decoded file"
+        );
     }
 }
 
@@ -112,9 +119,10 @@ fn the_main_job_makes_a_student_that_llama_cpp_runs() {
         ppl(1),
         ppl(2)
     );
+    // 24 chunks: on fewer, llama.cpp's 8-bit activations alone move the figure by more than the bound.
     let student = stages[3]["artefact"].as_str().unwrap();
-    let theirs = reference("oracle.py", &["ppl", student, &wikitext(), "--chunks", "2"]);
-    let ours = run_json(["eval", "ppl", student, "--data", &wikitext(), "--chunks", "2"]);
+    let theirs = reference("oracle.py", &["ppl", student, &wikitext(), "--chunks", "24"]);
+    let ours = run_json(["eval", "ppl", student, "--data", &wikitext(), "--chunks", "24"]);
     let (ours, theirs) = (ours["ppl"].as_f64().unwrap(), theirs["ppl"].as_f64().unwrap());
     assert!(relative(ours, theirs) <= 0.005, "{ours} and llama.cpp's {theirs}");
 }

@@ -13,9 +13,9 @@ pub fn reference(script: &str, arguments: &[&str]) -> serde_json::Value {
 /// Runs a reference script, which must succeed; what it printed.
 #[track_caller]
 pub fn reference_text(script: &str, arguments: &[&str]) -> String {
-    let models = super::real_models();
+    let models = crate::common::real_models();
     let python = models.join("venv/bin/python");
-    let script_path = super::root().join("tests/reference").join(script);
+    let script_path = crate::common::root().join("tests/reference").join(script);
     let mut command = Command::new(&python);
     command.arg(script_path).args(arguments);
     if script == "oracle.py" {

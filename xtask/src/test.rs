@@ -30,7 +30,9 @@ pub fn fast() -> Result<()> {
 /// Every test that needs nothing from outside the repository; says which others there are.
 pub fn plain() -> Result<()> {
     repo::run(repo::cargo().args(["test", "--locked", "--release", "--workspace"]))?;
-    println!("\nNot run: the tests on real models and texts (`ignored` above). `cargo xtask test --real` runs them.");
+    println!(
+        "\nNot run: the tests on real models and texts (`ignored` above). `cargo xtask test --real` runs them."
+    );
     Ok(())
 }
 

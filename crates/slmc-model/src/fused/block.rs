@@ -279,9 +279,9 @@ impl Back<'_> {
         let d_query_heads = self.turned_back(QUERY_NORM, kept.query, d_query_heads, rope);
         let d_key = self.turned_back(KEY_NORM, kept.key, d_key, rope);
         let mut d_normed = vec![0.0; n * d];
-        self.from_head_gradient(QUERY, shape.n_heads, &d_query_heads, &normed, &mut d_normed, Update::Set);
-        self.from_head_gradient(KEY, shape.n_kv_heads, &d_key, &normed, &mut d_normed, Update::Add);
-        self.from_head_gradient(VALUE, shape.n_kv_heads, &d_value, &normed, &mut d_normed, Update::Add);
+        self.take_head_gradient(QUERY, shape.n_heads, &d_query_heads, &normed, &mut d_normed, Update::Set);
+        self.take_head_gradient(KEY, shape.n_kv_heads, &d_key, &normed, &mut d_normed, Update::Add);
+        self.take_head_gradient(VALUE, shape.n_kv_heads, &d_value, &normed, &mut d_normed, Update::Add);
         self.norm_gradient(ATTN_NORM, hidden, &kept.attn_inverse, &d_normed, &mut d_after);
         d_after
     }
@@ -307,7 +307,7 @@ impl Back<'_> {
     }
 
     /// From a projection's gradient in head order: its weight's, and its part of the input's.
-    fn from_head_gradient(
+    fn take_head_gradient(
         &mut self,
         slot: usize,
         n_heads: usize,

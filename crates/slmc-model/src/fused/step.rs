@@ -23,6 +23,7 @@ pub(crate) fn sum(old: Tensor<1>, new: Tensor<1>) -> Tensor<1> {
 
 /// Adds `rows` `[.., .., columns]` to the table's rows of these ids; the table, or zeros of `n_table` rows,
 /// comes back flattened. On other devices the table comes back as it was.
+#[expect(clippy::result_large_err, reason = "not a failure: the arguments, handed back to be used elsewhere")]
 pub(crate) fn scatter_add(
     table: Option<Tensor<1>>,
     n_table: usize,
@@ -42,6 +43,7 @@ pub(crate) fn scatter_add(
 }
 
 /// One AdamW step in the place of weights and moments; hands everything back when the device is another.
+#[expect(clippy::result_large_err, reason = "not a failure: the arguments, handed back to be used elsewhere")]
 #[allow(clippy::type_complexity)] // weights and moments, in and out
 pub(crate) fn adamw<const D: usize>(
     step: AdamWStep,
