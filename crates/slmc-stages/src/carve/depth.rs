@@ -8,6 +8,7 @@ use super::surgeon::{Surgeon, TokenBatch, failed, rows};
 
 /// Blocks that are tried in each round of removal: those of least influence.
 const CANDIDATES: usize = 8;
+
 impl Surgeon<'_> {
     pub(super) fn blocks_to_remove(&self, n_removed: usize) -> Result<LayerChoice, StageError> {
         let n_layers = self.decoder.spec().n_layers;

@@ -18,6 +18,7 @@ pub(super) struct Narrowed {
 
 /// Damping of the refit, as a share of the mean diagonal of the activations' Gram matrix.
 const DAMPING: f64 = 0.01;
+
 impl Surgeon<'_> {
     /// Chooses the channels of each kept block, with the blocks before it already narrowed.
     pub(super) fn narrow(&self, kept: &[usize], d_ff: usize) -> Result<Vec<Narrowed>, StageError> {
