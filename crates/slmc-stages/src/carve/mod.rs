@@ -28,6 +28,7 @@ pub struct Carve {
     config: CarveConfig,
     around: Arc<Surroundings>,
 }
+
 impl Carve {
     pub fn new(config: CarveConfig, around: Arc<Surroundings>) -> Self {
         Self { config, around }
