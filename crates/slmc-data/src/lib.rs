@@ -27,6 +27,7 @@ pub use bpe::{TrainBpeError, train_bpe};
 pub use chat::{ChatError, ChatTemplate, ChatTokens, ScoredChat, render_chat};
 pub use document::{Content, Document, Message, Shares, Split};
 pub use documents::{DataError, Documents, read_text};
+pub use guard::panic_becomes_error;
 pub use hash::{sha256_bytes, sha256_file, sha256_path};
 pub use manifest::{Manifest, ManifestFile};
 pub use pack::{PackError, PackedTokens};
