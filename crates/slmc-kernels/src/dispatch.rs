@@ -54,10 +54,26 @@ pub(crate) fn has_avx2() -> bool {
     allowed(1) && std::arch::is_x86_feature_detected!("avx2")
 }
 
+/// What the products with packed weights use: byte products by VNNI. Whatever tests allow: those name the set.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(crate) fn has_avx512_vnni() -> bool {
+    use std::arch::is_x86_feature_detected as has;
+    has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") && has!("avx512vnni")
+}
+
+/// What the products with packed weights use without AVX-512: sums rounded once, and f16 loads.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(crate) fn has_avx2_fma() -> bool {
+    use std::arch::is_x86_feature_detected as has;
+    has!("avx2") && has!("fma") && has!("f16c")
+}
+
 /// Whether a level of instruction sets (1: AVX2, 2: AVX-512) may be used: tests lower the highest.
 #[cfg(target_arch = "x86_64")]
 #[inline]
-fn allowed(_level: u8) -> bool {
+pub(crate) fn allowed(_level: u8) -> bool {
     #[cfg(test)]
     return _level <= HIGHEST.load(std::sync::atomic::Ordering::Relaxed);
     #[cfg(not(test))]

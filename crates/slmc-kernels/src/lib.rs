@@ -13,9 +13,11 @@ mod exp;
 mod heads;
 mod loss;
 mod matrix;
+pub mod packed;
 mod rms_norm;
 mod rows;
 mod swiglu;
+mod team;
 
 pub use adamw::{AdamWStep, adamw};
 pub use attention::{AttentionShape, attention, attention_backward};
@@ -25,6 +27,7 @@ pub use matrix::{Matrix, MatrixMut, Update, multiply, multiply_one_thread};
 pub use rms_norm::{rms_norm, rms_norm_again, rms_norm_backward};
 pub use rows::{add_assign, add_row, column_sums, gather_rows, scale, scatter_add_rows, sum_of_squares};
 pub use swiglu::{swiglu, swiglu_backward};
+pub use team::{Team, TeamError};
 
 /// Numbers that one task of an element-wise loop handles. Fixed, so that sums do not depend on the threads.
 pub(crate) const CHUNK: usize = 1 << 15;

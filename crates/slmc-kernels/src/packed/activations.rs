@@ -1,0 +1,289 @@
+//! Rows of activations as the products read them.
+
+use std::ops::Range;
+
+use crate::{
+    Team,
+    dispatch::{LANES, dispatched, sum_pairs},
+    exp::exp,
+};
+
+use super::{layout::BLOCK, out::SharedOut};
+
+/// How activations are held while they are multiplied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// Blocks of 32 int8 with one f32 scale each, as fast as the CPU goes.
+    #[default]
+    Int8,
+    /// f32: the weights as they decode, to compare with.
+    Float,
+}
+
+/// 32 numbers of a row: `scale · q`, with `q` in -127..=127.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C, align(16))]
+pub(crate) struct Quants {
+    /// The integers, as bytes of two's complement, four columns at a time.
+    pub quants: [[u8; 4]; BLOCK / 4],
+    pub scale: f32,
+    /// `scale · Σ q`: what the weights' minimums are multiplied by.
+    pub weighted_sum: f32,
+    /// `−Σ q`: what the weights' offset is multiplied by.
+    pub minus_sum: i32,
+    /// `−Σ q` of the first sixteen.
+    pub minus_first: i32,
+}
+
+/// Rows of activations, ready for products with any number of matrices of as many columns.
+#[derive(Clone, Debug)]
+pub struct Activations {
+    /// `[row][block]`, the last block of a row padded with zeros. Empty when they are held as floats.
+    pub(super) blocks: Vec<Quants>,
+    /// `[row][column]`. Empty when they are held as integers.
+    pub(super) floats: Vec<f32>,
+    n_rows: usize,
+    n_columns: usize,
+    precision: Precision,
+}
+
+/// Rows of one task when rows are shared out.
+const ROWS_PER_TASK: usize = 8;
+
+/// Below this a block counts as zero: the inverse of its scale would be infinite.
+const SMALLEST: f32 = 1e-30;
+
+/// A row's blocks of 32 numbers, the last padded with zeros, each from what `number` gives for its columns.
+#[inline(always)]
+fn quantize_row(blocks: &mut [Quants], n_columns: usize, number: impl Fn(usize) -> f32) {
+    for (b, block) in blocks.iter_mut().enumerate() {
+        let (first, n) = (b * BLOCK, BLOCK.min(n_columns - b * BLOCK));
+        let mut numbers = [0.0; BLOCK];
+        for (i, to) in numbers[..n].iter_mut().enumerate() {
+            *to = number(first + i);
+        }
+        *block = quantize_block(&numbers);
+    }
+}
+
+dispatched! {
+    /// Quantizes rows of `n_columns`, rounding to the nearest integer, ties to even. A block with a NaN or an
+    /// infinity gets such a scale, so that its products are not finite either.
+    fn quantize(rows: &[f32], blocks: &mut [Quants], n_columns: usize) {
+        let blocks = blocks.chunks_exact_mut(n_columns.div_ceil(BLOCK));
+        for (row, blocks) in rows.chunks_exact(n_columns).zip(blocks) {
+            quantize_row(blocks, row.len(), |i| row[i]);
+        }
+    }
+}
+
+dispatched! {
+    fn quantize_normed(rows: &[f32], gain: &[f32], eps: f32, blocks: &mut [Quants]) {
+        let blocks = blocks.chunks_exact_mut(gain.len().div_ceil(BLOCK));
+        for (row, blocks) in rows.chunks_exact(gain.len()).zip(blocks) {
+            let mean_square = sum_pairs(row, row, |a, b| a * b) / gain.len() as f32;
+            let inverse = 1.0 / (mean_square + eps).sqrt();
+            quantize_row(blocks, row.len().min(gain.len()), |i| row[i] * inverse * gain[i]);
+        }
+    }
+}
+
+dispatched! {
+    fn norm(rows: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
+        for (row, out) in rows.chunks_exact(gain.len()).zip(out.chunks_exact_mut(gain.len())) {
+            let mean_square = sum_pairs(row, row, |a, b| a * b) / gain.len() as f32;
+            let inverse = 1.0 / (mean_square + eps).sqrt();
+            for ((out, x), gain) in out.iter_mut().zip(row).zip(gain) {
+                *out = x * inverse * gain;
+            }
+        }
+    }
+}
+
+dispatched! {
+    fn quantize_gated(gates: &[f32], ups: &[f32], blocks: &mut [Quants], n_columns: usize) {
+        let blocks = blocks.chunks_exact_mut(n_columns.div_ceil(BLOCK));
+        let rows = gates.chunks_exact(n_columns).zip(ups.chunks_exact(n_columns));
+        for ((gate, up), blocks) in rows.zip(blocks) {
+            quantize_row(blocks, gate.len().min(up.len()), |i| gated(gate[i], up[i]));
+        }
+    }
+}
+
+dispatched! {
+    fn gate(gates: &[f32], ups: &[f32], out: &mut [f32]) {
+        for ((out, &gate), &up) in out.iter_mut().zip(gates).zip(ups) {
+            *out = gated(gate, up);
+        }
+    }
+}
+
+/// `silu(gate) · up`.
+#[inline(always)]
+fn gated(gate: f32, up: f32) -> f32 {
+    gate / (1.0 + exp(-gate)) * up
+}
+
+#[inline(always)]
+fn quantize_block(numbers: &[f32; BLOCK]) -> Quants {
+    // Adding 1.5 · 2^23 leaves the nearest integer, ties to even, in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    // As integers, magnitudes are in order, and NaN is above infinity.
+    let mut lanes = [0_u32; LANES];
+    for half in numbers.as_chunks::<LANES>().0 {
+        for i in 0..LANES {
+            lanes[i] = lanes[i].max(half[i].to_bits() & 0x7fff_ffff);
+        }
+    }
+    let largest = f32::from_bits(lanes.iter().fold(0, |a, &b| if a > b { a } else { b }));
+    if largest < SMALLEST {
+        return Quants::default();
+    }
+    let (scale, inverse) = (largest / 127.0, 127.0 / largest);
+    let mut sums = [0_i32; 2];
+    let mut quants = [0_u8; BLOCK];
+    let halves = numbers.as_chunks::<LANES>().0.iter().zip(quants.as_chunks_mut::<LANES>().0).zip(&mut sums);
+    for ((numbers, quants), sum) in halves {
+        for i in 0..LANES {
+            let q = (numbers[i] * inverse + ROUND).to_bits() as i8;
+            quants[i] = q.cast_unsigned();
+            *sum += i32::from(q);
+        }
+    }
+    let sum = sums[0] + sums[1];
+    Quants {
+        quants: std::array::from_fn(|i| std::array::from_fn(|j| quants[4 * i + j])),
+        scale,
+        weighted_sum: scale * sum as f32,
+        minus_sum: -sum,
+        minus_first: -sums[0],
+    }
+}
+
+/// Where some rows go.
+enum Part<'a> {
+    Int8(&'a mut [Quants]),
+    Float(&'a mut [f32]),
+}
+
+impl Activations {
+    /// Room for rows of `n_columns`; none yet.
+    pub fn new(n_columns: usize, precision: Precision) -> Self {
+        Self { blocks: Vec::new(), floats: Vec::new(), n_rows: 0, n_columns, precision }
+    }
+
+    /// Takes rows in, in the place of those before. Allocates only when there are more than ever before.
+    ///
+    /// # Panics
+    /// When `rows` are not whole rows.
+    pub fn set(&mut self, rows: &[f32]) {
+        self.resize(rows);
+        match self.precision {
+            _ if rows.is_empty() => {}
+            Precision::Int8 => quantize(rows, &mut self.blocks, self.n_columns),
+            Precision::Float => self.floats.copy_from_slice(rows),
+        }
+    }
+
+    /// As [`Activations::set`], the rows shared out: the same bits.
+    ///
+    /// # Panics
+    /// When `rows` are not whole rows.
+    pub fn set_with(&mut self, rows: &[f32], team: &Team) {
+        self.resize(rows);
+        let d = self.n_columns;
+        self.fill(team, &|range, part| match part {
+            Part::Int8(blocks) => quantize(&rows[range], blocks, d),
+            Part::Float(floats) => floats.copy_from_slice(&rows[range]),
+        });
+    }
+
+    /// Takes in what RMSNorm makes of rows ([`rms_norm`](crate::rms_norm)): the bits of norming, then setting.
+    ///
+    /// # Panics
+    /// When `rows` are not whole rows, or `gain` is not one.
+    pub fn set_rms_norm(&mut self, rows: &[f32], gain: &[f32], eps: f32, team: &Team) {
+        assert_eq!(gain.len(), self.n_columns, "one gain a column");
+        self.resize(rows);
+        self.fill(team, &|range, part| match part {
+            Part::Int8(blocks) => quantize_normed(&rows[range], gain, eps, blocks),
+            Part::Float(floats) => norm(&rows[range], gain, eps, floats),
+        });
+    }
+
+    /// Takes in `silu(gates) · ups`, row by row ([`swiglu`](crate::swiglu)): the bits of multiplying, then setting.
+    ///
+    /// # Panics
+    /// When `gates` are not whole rows, or `ups` not as many.
+    pub fn set_swiglu(&mut self, gates: &[f32], ups: &[f32], team: &Team) {
+        assert_eq!(gates.len(), ups.len(), "as many gates as ups");
+        self.resize(gates);
+        let d = self.n_columns;
+        self.fill(team, &|range, part| match part {
+            Part::Int8(blocks) => quantize_gated(&gates[range.clone()], &ups[range], blocks, d),
+            Part::Float(floats) => gate(&gates[range.clone()], &ups[range], floats),
+        });
+    }
+
+    /// Calls `make` for the numbers of some rows, until all rows are made.
+    fn fill(&mut self, team: &Team, make: &(dyn Fn(Range<usize>, Part<'_>) + Sync)) {
+        let (n_rows, d, precision) = (self.n_rows, self.n_columns, self.precision);
+        let n_blocks = d.div_ceil(BLOCK);
+        let (blocks, floats) = (SharedOut::new(&mut self.blocks), SharedOut::new(&mut self.floats));
+        team.run(n_rows.div_ceil(ROWS_PER_TASK), &|task| {
+            let first = task * ROWS_PER_TASK;
+            let n = ROWS_PER_TASK.min(n_rows - first);
+            // SAFETY: every task has rows of its own.
+            #[allow(unsafe_code)]
+            let part = unsafe {
+                match precision {
+                    Precision::Int8 => Part::Int8(blocks.part(first * n_blocks, n * n_blocks)),
+                    Precision::Float => Part::Float(floats.part(first * d, n * d)),
+                }
+            };
+            make(first * d..(first + n) * d, part);
+        });
+    }
+
+    fn resize(&mut self, rows: &[f32]) {
+        assert!(rows.len().is_multiple_of(self.n_columns.max(1)), "whole rows of activations");
+        self.n_rows = rows.len() / self.n_columns.max(1);
+        match self.precision {
+            Precision::Int8 => {
+                self.blocks.resize(self.n_rows * self.n_columns.div_ceil(BLOCK), Quants::default());
+            }
+            Precision::Float => self.floats.resize(rows.len(), 0.0),
+        }
+    }
+
+    /// Columns `first..` of one row as they are held, as f32.
+    pub(super) fn dequantize(&self, row: usize, first: usize, out: &mut [f32]) {
+        match self.precision {
+            Precision::Float => {
+                out.copy_from_slice(&self.floats[row * self.n_columns + first..][..out.len()])
+            }
+            Precision::Int8 => {
+                let blocks = &self.blocks[row * self.n_columns.div_ceil(BLOCK)..];
+                for (i, out) in out.iter_mut().enumerate() {
+                    let (block, at) = (&blocks[(first + i) / BLOCK], (first + i) % BLOCK);
+                    *out = block.scale * f32::from(block.quants[at / 4][at % 4].cast_signed());
+                }
+            }
+        }
+    }
+
+    /// Rows held.
+    pub fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
+    /// Numbers in a row.
+    pub fn n_columns(&self) -> usize {
+        self.n_columns
+    }
+
+    /// How they are held.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+}

@@ -1,0 +1,213 @@
+//! Products in f32: float weights, and any weights with float activations.
+//!
+//! Each output is one chain of `fma(weight, x, out)` over the columns in their order, on every path.
+
+use std::ops::Range;
+
+use slmc_blocks::BlockError;
+use slmc_ir::Format;
+
+use super::{
+    PackedMatrix,
+    activations::Activations,
+    layout::part,
+    out::SharedOut,
+    simd::{ROWS, Simd},
+};
+
+/// Tiles of a panel.
+pub(super) const PANEL_TILES: usize = 2;
+/// Columns of a panel: whole blocks of every format.
+const PANEL_COLUMNS: usize = 256;
+/// Tokens whose sums are in registers.
+const TOKENS: usize = 6;
+
+/// Two tiles' weights of some columns as f32.
+#[repr(align(64))]
+struct Panel([[[f32; ROWS]; PANEL_TILES]; PANEL_COLUMNS]);
+
+/// Bytes of sixteen weights of a format of plain floats.
+pub(super) const fn float_bytes(format: Format) -> Option<usize> {
+    match format {
+        Format::F32 => Some(64),
+        Format::F16 | Format::Bf16 => Some(32),
+        _ => None,
+    }
+}
+
+/// Fills a panel with columns of a matrix of any format; a tile beyond the matrix's end stays as it is.
+#[inline(always)]
+fn fill<S: Simd>(
+    s: S,
+    matrix: &PackedMatrix,
+    panel: &mut Panel,
+    tiles: Range<usize>,
+    columns: Range<usize>,
+) -> Result<(), BlockError> {
+    for (at, tile) in tiles.enumerate() {
+        if let Some((format, bytes)) = matrix.float_tile(tile) {
+            for (to, column) in panel.0.iter_mut().zip(columns.clone()) {
+                let weights = load_column(s, format, bytes, column);
+                s.store(weights, &mut to[at]);
+            }
+        } else {
+            let mut weights = [0.0; PANEL_COLUMNS];
+            let weights = &mut weights[..columns.len()];
+            for row in tile * ROWS..matrix.n_rows().min((tile + 1) * ROWS) {
+                matrix.decode_columns(row, columns.clone(), weights)?;
+                for (to, &weight) in panel.0.iter_mut().zip(&*weights) {
+                    to[at][row % ROWS] = weight;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Sixteen weights of a tile of plain floats.
+#[inline(always)]
+fn load_column<S: Simd>(s: S, format: Format, tile: &[u8], column: usize) -> S::Floats {
+    match format {
+        Format::F32 => s.load_f32(part(tile, 64 * column)),
+        Format::F16 => s.load_f16(part(tile, 32 * column)),
+        _ => s.load_bf16(part(tile, 32 * column)),
+    }
+}
+
+/// Tiles that [`matvec`] takes at once: as many chains as hide an addition's latency.
+pub(super) const MATVEC_TILES: usize = 4;
+
+/// A few tokens of floats against `tiles` of plain floats, straight from memory.
+#[inline(always)]
+pub(super) fn matvec<S: Simd, const T: usize>(
+    s: S,
+    matrix: &PackedMatrix,
+    x: &Activations,
+    out: &SharedOut<'_, f32>,
+    tiles: Range<usize>,
+) {
+    let (n_rows, n_columns) = (matrix.n_rows(), matrix.n_columns());
+    for first in tiles.clone().step_by(MATVEC_TILES) {
+        // Beyond the last tile the first is taken again, and not stored.
+        let tile = |at: usize| if first + at < tiles.end { first + at } else { first };
+        let mut weights = [&[] as &[u8]; MATVEC_TILES];
+        let mut format = Format::F32;
+        for (at, weights) in weights.iter_mut().enumerate() {
+            if let Some((stored, bytes)) = matrix.float_tile(tile(at)) {
+                (format, *weights) = (stored, bytes);
+            }
+        }
+        let mut sums = [[s.splat(0.0); MATVEC_TILES]; T];
+        for column in 0..n_columns {
+            for at in 0..MATVEC_TILES {
+                let weights = load_column(s, format, weights[at], column);
+                for (t, sums) in sums.iter_mut().enumerate() {
+                    sums[at] = s.fma(weights, s.splat(x.floats[t * n_columns + column]), sums[at]);
+                }
+            }
+        }
+        for (t, sums) in sums.into_iter().enumerate() {
+            for (at, sum) in sums.into_iter().enumerate().take(tiles.end - first) {
+                let mut all = [0.0; ROWS];
+                s.store(sum, &mut all);
+                let row = (first + at) * ROWS;
+                let n = ROWS.min(n_rows - row);
+                // SAFETY: the caller's task alone writes these tiles.
+                #[allow(unsafe_code)]
+                unsafe { out.part(t * n_rows + row, n) }.copy_from_slice(&all[..n]);
+            }
+        }
+    }
+}
+
+/// Any number of tokens against one panel's tiles.
+#[inline(always)]
+pub(super) fn matmul<S: Simd>(
+    s: S,
+    matrix: &PackedMatrix,
+    x: &Activations,
+    out: &SharedOut<'_, f32>,
+    tiles: Range<usize>,
+    tokens: Range<usize>,
+) {
+    let mut panel = Panel([[[0.0; ROWS]; PANEL_TILES]; PANEL_COLUMNS]);
+    let mut numbers = [[0.0; PANEL_COLUMNS]; TOKENS];
+    for first in (0..matrix.n_columns()).step_by(PANEL_COLUMNS) {
+        let columns = first..matrix.n_columns().min(first + PANEL_COLUMNS);
+        fill(s, matrix, &mut panel, tiles.clone(), columns.clone()).expect("whole blocks of a matrix");
+        for token in tokens.clone().step_by(TOKENS) {
+            let n_tokens = TOKENS.min(tokens.end - token);
+            for (t, numbers) in numbers[..n_tokens].iter_mut().enumerate() {
+                x.dequantize(token + t, first, &mut numbers[..columns.len()]);
+            }
+            let strip = Strip { out, n_rows: matrix.n_rows(), tile: tiles.start, first_column: first, token };
+            let weights = &panel.0[..columns.len()];
+            match n_tokens {
+                1 => strip.add::<S, 1>(s, weights, &numbers),
+                2 => strip.add::<S, 2>(s, weights, &numbers),
+                3 => strip.add::<S, 3>(s, weights, &numbers),
+                4 => strip.add::<S, 4>(s, weights, &numbers),
+                5 => strip.add::<S, 5>(s, weights, &numbers),
+                _ => strip.add::<S, TOKENS>(s, weights, &numbers),
+            }
+        }
+    }
+}
+
+/// Some tokens' outputs of a panel.
+struct Strip<'a> {
+    out: &'a SharedOut<'a, f32>,
+    n_rows: usize,
+    tile: usize,
+    first_column: usize,
+    token: usize,
+}
+
+impl Strip<'_> {
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)]
+    fn out(&self, t: usize, at: usize) -> &mut [f32] {
+        let first = ((self.tile + at) * ROWS).min(self.n_rows);
+        // SAFETY: the caller's task alone writes these tiles of these tokens, and looks at one part at a time.
+        #[allow(unsafe_code)]
+        unsafe {
+            self.out.part((self.token + t) * self.n_rows + first, ROWS.min(self.n_rows - first))
+        }
+    }
+
+    #[inline(always)]
+    fn add<S: Simd, const T: usize>(
+        &self,
+        s: S,
+        weights: &[[[f32; ROWS]; PANEL_TILES]],
+        x: &[[f32; PANEL_COLUMNS]; TOKENS],
+    ) {
+        let mut sums = [[s.splat(0.0); PANEL_TILES]; T];
+        if self.first_column > 0 {
+            for (t, sums) in sums.iter_mut().enumerate() {
+                for (at, sum) in sums.iter_mut().enumerate() {
+                    let mut all = [0.0; ROWS];
+                    let out = self.out(t, at);
+                    all[..out.len()].copy_from_slice(out);
+                    *sum = s.load(&all);
+                }
+            }
+        }
+        for (column, weights) in weights.iter().enumerate() {
+            let weights = [s.load(&weights[0]), s.load(&weights[1])];
+            for t in 0..T {
+                let x = s.splat(x[t][column]);
+                sums[t][0] = s.fma(weights[0], x, sums[t][0]);
+                sums[t][1] = s.fma(weights[1], x, sums[t][1]);
+            }
+        }
+        for (t, sums) in sums.into_iter().enumerate() {
+            for (at, sum) in sums.into_iter().enumerate() {
+                let mut all = [0.0; ROWS];
+                s.store(sum, &mut all);
+                let out = self.out(t, at);
+                out.copy_from_slice(&all[..out.len()]);
+            }
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! Which kernel multiplies which format on which CPU, and how a product is cut into tasks.
+
+use std::ops::Range;
+
+use slmc_ir::Format;
+
+#[cfg(target_arch = "x86_64")]
+use super::simd::{avx2::Avx2, avx512::Avx512};
+use super::{
+    Activations, PackedMatrix, Precision, float,
+    int8::{self, Operands},
+    k_layout::{Q4K, Q5K, Q6K},
+    layout::{Iq4Nl, Layout, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0},
+    out::SharedOut,
+    simd::{ROWS, Simd, portable::Portable},
+};
+#[cfg(target_arch = "x86_64")]
+use crate::dispatch::allowed;
+
+/// An instruction set that this CPU has.
+#[derive(Clone, Copy)]
+pub(super) enum Isa {
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    Portable(Portable),
+}
+
+impl Isa {
+    /// The fastest that the CPU has.
+    pub(super) fn best() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if let Some(isa) = Avx512::detect().filter(|_| allowed(2)) {
+                return Self::Avx512(isa);
+            }
+            if let Some(isa) = Avx2::detect().filter(|_| allowed(1)) {
+                return Self::Avx2(isa);
+            }
+        }
+        Self::Portable(Portable)
+    }
+
+    /// All that the CPU has.
+    #[cfg(test)]
+    pub(super) fn all() -> Vec<Self> {
+        let mut all = vec![Self::Portable(Portable)];
+        #[cfg(target_arch = "x86_64")]
+        {
+            all.extend(Avx2::detect().map(Self::Avx2));
+            all.extend(Avx512::detect().map(Self::Avx512));
+        }
+        all
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => "avx512vnni",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => "avx2",
+            Self::Portable(_) => "portable",
+        }
+    }
+}
+
+/// Calls a macro with the layout of a format, or gives what else there is.
+macro_rules! with_layout {
+    (@ $format:expr, $layout:ident, $body:expr, $other:expr, $($name:ident)*) => {
+        match $format {
+            $(slmc_ir::Format::$name => {
+                type $layout = $name;
+                $body
+            })*
+            _ => $other,
+        }
+    };
+    ($format:expr, $layout:ident => $body:expr, else $other:expr) => {
+        with_layout!(@ $format, $layout, $body, $other, Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Iq4Nl Q4K Q5K Q6K)
+    };
+}
+
+/// Bytes of a tile's levels a block, of its scales a unit, and blocks a unit, of a format that has a layout.
+pub(super) fn sizes(format: Format) -> Option<[usize; 3]> {
+    with_layout!(format, L => Some([L::LEVELS, L::SCALES, L::UNIT]), else None)
+}
+
+/// Lays out the levels of one tile's rows.
+pub(super) fn put_levels(format: Format, rows: &[u8], row_bytes: usize, tile: &mut [u8]) {
+    fn put<L: Layout>(rows: &[u8], row_bytes: usize, tile: &mut [u8]) {
+        for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {
+            let units = bytes.chunks_exact(L::FORMAT.block_bytes());
+            for (unit, levels) in units.zip(tile.chunks_exact_mut(L::UNIT * L::LEVELS)) {
+                L::put_levels(unit, row, levels);
+            }
+        }
+    }
+    with_layout!(format, L => put::<L>(rows, row_bytes, tile), else unreachable!("only formats with a layout"));
+}
+
+/// Lays out the scales of one tile's rows.
+pub(super) fn put_scales(format: Format, rows: &[u8], row_bytes: usize, tile: &mut [u8]) {
+    fn put<L: Layout>(rows: &[u8], row_bytes: usize, tile: &mut [u8]) {
+        for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {
+            let units = bytes.chunks_exact(L::FORMAT.block_bytes());
+            for (unit, scales) in units.zip(tile.chunks_exact_mut(L::SCALES)) {
+                L::put_scales(unit, row, scales);
+            }
+        }
+    }
+    with_layout!(format, L => put::<L>(rows, row_bytes, tile), else unreachable!("only formats with a layout"));
+}
+
+/// Units of a row from `first_unit` on, in the format's own bytes.
+pub(super) fn take_units(
+    format: Format,
+    planes: [&[u8]; 2],
+    n_blocks: usize,
+    row: usize,
+    first_unit: usize,
+    bytes: &mut [u8],
+) {
+    with_layout!(
+        format,
+        L => int8::take_units::<L>(planes, n_blocks, row, first_unit, bytes),
+        else unreachable!("only formats with a layout")
+    );
+}
+
+/// Tokens up to which every level is used straight from memory.
+const FEW_TOKENS: usize = 4;
+/// Bytes of a task of a few tokens: microseconds, so that threads end together.
+const TASK_BYTES: usize = 1 << 15;
+/// Tokens of a task of many tokens: enough that unpacking a panel is little beside using it.
+const TASK_TOKENS: usize = 128;
+
+/// A product cut into tasks, by its shape alone.
+#[derive(Clone, Copy)]
+pub(super) struct Plan {
+    n_tiles: usize,
+    n_tokens: usize,
+    tiles_per_task: usize,
+    tokens_per_task: usize,
+    whole: bool,
+}
+
+impl Plan {
+    pub(super) fn new(matrix: &PackedMatrix, x: &Activations) -> Self {
+        let (n_tiles, n_tokens) = (matrix.n_rows().div_ceil(ROWS), x.n_rows());
+        // What is stored as it is multiplied needs no panel for a few tokens.
+        let whole =
+            n_tokens <= FEW_TOKENS && matrix.best_precision() == x.precision() && matrix.is_laid_out();
+        let tile_bytes = matrix.n_bytes() / n_tiles.max(1);
+        let tiles_per_task = if whole {
+            (TASK_BYTES / tile_bytes.max(1)).max(1).next_multiple_of(float::MATVEC_TILES)
+        } else {
+            int8::PANEL_TILES
+        };
+        Self { n_tiles, n_tokens, tiles_per_task, tokens_per_task: TASK_TOKENS, whole }
+    }
+
+    /// Tasks in all; none of an empty product.
+    pub(super) fn n_tasks(self) -> usize {
+        self.n_tiles.div_ceil(self.tiles_per_task) * self.n_tokens.div_ceil(self.tokens_per_task)
+    }
+
+    /// Tiles and tokens of a task: all tiles of the first tokens, then of the next, so that a thread's
+    /// activations stay in its cache.
+    fn task(self, task: usize) -> [Range<usize>; 2] {
+        let n_across = self.n_tiles.div_ceil(self.tiles_per_task);
+        let (tile, token) = (task % n_across * self.tiles_per_task, task / n_across * self.tokens_per_task);
+        [
+            tile..self.n_tiles.min(tile + self.tiles_per_task),
+            token..self.n_tokens.min(token + self.tokens_per_task),
+        ]
+    }
+}
+
+/// One product: the matrix, the activations, where it goes, and how it is cut.
+pub(super) struct Product<'a> {
+    pub isa: Isa,
+    pub plan: Plan,
+    pub matrix: &'a PackedMatrix,
+    pub x: &'a Activations,
+    pub out: SharedOut<'a, f32>,
+}
+
+impl Product<'_> {
+    /// Does one task.
+    pub(super) fn run(&self, task: usize) {
+        match self.isa {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the value proves that the CPU has what the function is compiled for.
+            #[allow(unsafe_code)]
+            Isa::Avx512(s) => unsafe { self.avx512(s, task) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            #[allow(unsafe_code)]
+            Isa::Avx2(s) => unsafe { self.avx2(s, task) },
+            Isa::Portable(s) => self.portable(s, task),
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+    fn avx512(&self, s: Avx512, task: usize) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+        fn levels<L: Layout>(s: Avx512, product: &Product<'_>, task: usize) {
+            product.levels::<Avx512, L>(s, task);
+        }
+        if self.in_levels() {
+            with_layout!(self.matrix.format(), L => levels::<L>(s, self, task), else ());
+        } else {
+            self.floats(s, task);
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn avx2(&self, s: Avx2, task: usize) {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn levels<L: Layout>(s: Avx2, product: &Product<'_>, task: usize) {
+            product.levels::<Avx2, L>(s, task);
+        }
+        if self.in_levels() {
+            with_layout!(self.matrix.format(), L => levels::<L>(s, self, task), else ());
+        } else {
+            self.floats(s, task);
+        }
+    }
+
+    fn portable(&self, s: Portable, task: usize) {
+        fn levels<L: Layout>(s: Portable, product: &Product<'_>, task: usize) {
+            product.levels::<Portable, L>(s, task);
+        }
+        if self.in_levels() {
+            with_layout!(self.matrix.format(), L => levels::<L>(s, self, task), else ());
+        } else {
+            self.floats(s, task);
+        }
+    }
+
+    fn in_levels(&self) -> bool {
+        self.matrix.has_levels() && self.x.precision() == Precision::Int8
+    }
+
+    #[inline(always)]
+    fn levels<S: Simd, L: Layout>(&self, s: S, task: usize) {
+        let [tiles, tokens] = self.plan.task(task);
+        let operands = Operands {
+            levels: self.matrix.levels(),
+            scales: self.matrix.scales(),
+            n_rows: self.matrix.n_rows(),
+            n_blocks: self.matrix.n_columns() / super::layout::BLOCK,
+            x: self.x,
+            out: &self.out,
+        };
+        match (self.plan.whole, self.plan.n_tokens) {
+            (true, 1) => int8::matvec::<S, L, 1>(s, &operands, tiles),
+            (true, 2) => int8::matvec::<S, L, 2>(s, &operands, tiles),
+            (true, 3) => int8::matvec::<S, L, 3>(s, &operands, tiles),
+            (true, _) => int8::matvec::<S, L, 4>(s, &operands, tiles),
+            (false, _) => int8::matmul::<S, L>(s, &operands, tiles, tokens),
+        }
+    }
+
+    #[inline(always)]
+    fn floats<S: Simd>(&self, s: S, task: usize) {
+        let [tiles, tokens] = self.plan.task(task);
+        let Self { matrix, x, out, .. } = self;
+        match (self.plan.whole, self.plan.n_tokens) {
+            (true, 1) => float::matvec::<S, 1>(s, matrix, x, out, tiles),
+            (true, 2) => float::matvec::<S, 2>(s, matrix, x, out, tiles),
+            (true, 3) => float::matvec::<S, 3>(s, matrix, x, out, tiles),
+            (true, _) => float::matvec::<S, 4>(s, matrix, x, out, tiles),
+            (false, _) => float::matmul(s, matrix, x, out, tiles, tokens),
+        }
+    }
+}

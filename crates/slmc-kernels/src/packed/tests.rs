@@ -1,0 +1,311 @@
+use slmc_blocks::{decode_weight, f32_to_f16};
+use slmc_ir::{Format, Weight};
+
+use super::{Activations, PackedMatrix, Precision, products_on, reference, select::Isa};
+use crate::{Team, testing::numbers};
+
+/// Formats whose levels are multiplied with int8 activations.
+const LEVELS: [Format; 9] = [
+    Format::Q4_0,
+    Format::Q4_1,
+    Format::Q5_0,
+    Format::Q5_1,
+    Format::Q8_0,
+    Format::Iq4Nl,
+    Format::Q4K,
+    Format::Q5K,
+    Format::Q6K,
+];
+
+/// Bytes from a counter: the same in every run.
+fn noise(n: usize, seed: u64) -> Vec<u8> {
+    numbers(n, seed).into_iter().map(|x| ((x + 1.0) * 127.99) as u8).collect()
+}
+
+/// A matrix of any bits, but for scales, which are finite and of both signs.
+fn any_weight(format: Format, n_rows: usize, n_columns: usize, seed: u64) -> Weight {
+    let shape = vec![n_rows, n_columns];
+    let n_bytes = Weight::bytes_for(&shape, format).unwrap();
+    if format.block_weights() == 1 {
+        let numbers = numbers(n_rows * n_columns, seed);
+        let bytes: Vec<u8> = match format {
+            Format::F32 => numbers.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Format::F16 => numbers.iter().flat_map(|&x| f32_to_f16(x).to_le_bytes()).collect(),
+            _ => numbers.iter().flat_map(|x| ((x.to_bits() >> 16) as u16).to_le_bytes()).collect(),
+        };
+        return Weight::new(shape, format, bytes.into()).unwrap();
+    }
+    let mut bytes = noise(n_bytes, seed);
+    let halves: &[usize] = match format {
+        Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => &[0, 2],
+        Format::Q6K => &[208],
+        Format::Q2K => &[80, 82],
+        Format::Q3K => &[108],
+        Format::Mxfp4 => &[],
+        _ => &[0],
+    };
+    for (unit, scale) in bytes.chunks_exact_mut(format.block_bytes()).zip(numbers(n_bytes, seed + 1)) {
+        for (i, &at) in halves.iter().enumerate() {
+            let half = f32_to_f16(scale * 0.1 * (1.0 + i as f32));
+            unit[at..at + 2].copy_from_slice(&half.to_le_bytes());
+        }
+        if format == Format::Mxfp4 {
+            unit[0] = 120 + unit[0] % 8;
+        }
+    }
+    Weight::new(shape, format, bytes.into()).unwrap()
+}
+
+/// The product on one instruction set, written between NaN that must stay.
+fn product_of(isa: Isa, matrix: &PackedMatrix, x: &Activations, team: &Team) -> Vec<f32> {
+    const GUARD: usize = 64;
+    let n = matrix.n_rows() * x.n_rows();
+    let mut out = vec![f32::NAN; n + 2 * GUARD];
+    products_on(isa, &mut [(matrix, &mut out[GUARD..GUARD + n])], x, team);
+    assert!(out[..GUARD].iter().chain(&out[GUARD + n..]).all(|x| x.is_nan()), "written outside");
+    out[GUARD..GUARD + n].to_vec()
+}
+
+fn activations(x: &[f32], n_columns: usize, precision: Precision) -> Activations {
+    let mut activations = Activations::new(n_columns, precision);
+    activations.set(x);
+    activations
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+/// `[rows, columns, tokens]`: rows below, at and above a tile and a panel of two; tokens on both sides of what goes
+/// straight from memory (4), with every remainder of what registers hold, and past a task (128); columns of one
+/// block, of a small model (64), of stretches of unequal length (576 = 18 blocks, 1536 = 3 panels, 608 = 2 panels).
+fn sizes(format: Format) -> Vec<[usize; 3]> {
+    let mut sizes = Vec::new();
+    let unit = format.block_weights().max(32);
+    for n_rows in [1, 15, 16, 17, 31, 32, 33, 49] {
+        sizes.push([n_rows, 2 * unit, 1 + n_rows % 9]);
+    }
+    sizes.extend((1..=9).map(|n_tokens| [37, unit, n_tokens]));
+    let columns = if unit == 32 { [576, 608, 1536] } else { [512, 768, 1536] };
+    sizes.extend(columns.into_iter().flat_map(|n| [[50, n, 1], [50, n, 7]]));
+    sizes.push([20, 2 * unit, 131]);
+    sizes
+}
+
+#[test]
+fn int8_products_are_the_references_bits() {
+    let team = Team::new(2).unwrap();
+    for format in LEVELS {
+        for [n_rows, n_columns, n_tokens] in sizes(format) {
+            let weight = any_weight(format, n_rows, n_columns, 1);
+            let x = numbers(n_tokens * n_columns, 2);
+            let expected = reference::product_int8(&weight, &x).unwrap();
+            let matrix = PackedMatrix::new(&weight).unwrap();
+            let x = activations(&x, n_columns, Precision::Int8);
+            for isa in Isa::all() {
+                let found = product_of(isa, &matrix, &x, &team);
+                let what = format!("{} {format} {n_rows} {n_columns} {n_tokens}", isa.name());
+                assert_eq!(bits(&found), bits(&expected), "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn float_products_are_the_references_bits() {
+    let team = Team::new(2).unwrap();
+    for format in Format::ALL {
+        let unit = format.block_weights().max(32);
+        let odd = if format.block_weights() == 1 { 37 } else { unit };
+        // Rows around a tile, a panel of two, and the four that a few tokens take at once; tokens on both sides of
+        // four and of six, and past a task; columns beyond a panel's 256.
+        let mut sizes = vec![[1, unit, 1], [17, odd, 6], [33, unit, 7], [50, 3 * unit, 2], [20, odd, 131]];
+        sizes.extend((1..=5).map(|n_tokens| [64 + 7 * n_tokens, odd, n_tokens]));
+        sizes.push([18, 9 * unit, 8]);
+        for [n_rows, n_columns, n_tokens] in sizes {
+            let weight = any_weight(format, n_rows, n_columns, 3);
+            let x = numbers(n_tokens * n_columns, 4);
+            let expected = reference::product_float(&weight, &x).unwrap();
+            let matrix = PackedMatrix::new(&weight).unwrap();
+            let x = activations(&x, n_columns, Precision::Float);
+            for isa in Isa::all() {
+                let found = product_of(isa, &matrix, &x, &team);
+                assert_eq!(bits(&found), bits(&expected), "{} {format} {n_rows} {n_columns}", isa.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_references_follow_the_products_in_f64() {
+    for format in LEVELS {
+        let (n_rows, n_columns) = (7, 512);
+        let weight = any_weight(format, n_rows, n_columns, 5);
+        let x = numbers(3 * n_columns, 6);
+        let weights = decode_weight(&weight).unwrap();
+        let float = reference::product_float(&weight, &x).unwrap();
+        let int8 = reference::product_int8(&weight, &x).unwrap();
+        for (token, x) in x.chunks(n_columns).enumerate() {
+            // What the int8 activations stand for.
+            let blocks = reference::quantize(x);
+            let held: Vec<f64> = blocks
+                .iter()
+                .flat_map(|(q, scale)| q.iter().map(|&q| f64::from(q) * f64::from(*scale)))
+                .collect();
+            for (row, weights) in weights.chunks(n_columns).enumerate() {
+                let sum = |x: &dyn Fn(usize) -> f64| -> [f64; 2] {
+                    let terms = weights.iter().enumerate().map(|(i, &w)| f64::from(w) * x(i));
+                    terms.fold([0.0; 2], |[sum, magnitude], term| [sum + term, magnitude + term.abs()])
+                };
+                // A chain of n roundings is off by at most n half-units of the sum of magnitudes.
+                let unit = f64::from(f32::EPSILON) / 2.0;
+                let [exact, magnitude] = sum(&|i| f64::from(x[i]));
+                let found = f64::from(float[token * n_rows + row]);
+                assert!((found - exact).abs() <= 512.0 * unit * magnitude, "{format}: {found} {exact}");
+                // Here a block has up to eight roundings, and the minimum's part and the level's may cancel: levels
+                // and minimums together are at most twice the largest weight's magnitude each.
+                let [exact, magnitude] = sum(&|i| held[i]);
+                let largest = weights.iter().fold(0.0_f64, |m, w| m.max(f64::from(w.abs())));
+                let whole: f64 = held.iter().map(|x| 4.0 * largest * x.abs()).sum();
+                let found = f64::from(int8[token * n_rows + row]);
+                let bound = (16.0 * 8.0) * unit * (whole + magnitude);
+                assert!((found - exact).abs() <= bound, "{format}: {found} {exact} {bound}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_decode_to_the_weights_own_bits() {
+    for format in Format::ALL {
+        let n_columns = 2 * format.block_weights().max(32);
+        let weight = any_weight(format, 19, n_columns, 7);
+        let matrix = PackedMatrix::new(&weight).unwrap();
+        let weights = decode_weight(&weight).unwrap();
+        let mut row = vec![0.0; n_columns];
+        for (i, expected) in weights.chunks(n_columns).enumerate() {
+            matrix.decode_row(i, &mut row).unwrap();
+            assert_eq!(bits(&row), bits(expected), "{format} row {i}");
+        }
+        assert!(matrix.decode_row(0, &mut row[1..]).is_err());
+    }
+}
+
+#[test]
+fn activations_are_the_references() {
+    let team = Team::new(2).unwrap();
+    // One block, a partial one, and several tasks of rows; a row of zeros and one of numbers near the smallest.
+    for (n_rows, n_columns) in [(1, 32), (3, 37), (19, 64), (40, 576)] {
+        let mut rows = numbers(n_rows * n_columns, 8);
+        rows[..n_columns.min(32)].fill(0.0);
+        rows[n_columns - 1] = 1e-38;
+        let x = activations(&rows, n_columns, Precision::Int8);
+        let expected = rows.chunks(n_columns).flat_map(reference::quantize);
+        assert_eq!(x.blocks.len(), n_rows * n_columns.div_ceil(32));
+        for (block, (quants, scale)) in x.blocks.iter().zip(expected) {
+            let found: Vec<i32> =
+                block.quants.as_flattened().iter().map(|q| i32::from(q.cast_signed())).collect();
+            assert_eq!((found.as_slice(), block.scale), (&quants[..], scale));
+            assert_eq!(block.minus_sum, -quants.iter().sum::<i32>());
+            assert_eq!(block.minus_first, -quants[..16].iter().sum::<i32>());
+            assert_eq!(block.weighted_sum, scale * quants.iter().sum::<i32>() as f32);
+        }
+        let mut shared = Activations::new(n_columns, Precision::Int8);
+        shared.set_with(&rows, &team);
+        assert_eq!(shared.blocks, x.blocks);
+    }
+}
+
+#[test]
+fn what_is_not_finite_stays_so() {
+    let team = Team::new(1).unwrap();
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for format in [Format::Q4_0, Format::Q8_0, Format::Q4_1, Format::F32] {
+            let matrix = PackedMatrix::new(&any_weight(format, 16, 64, 9)).unwrap();
+            let mut x = numbers(64, 10);
+            x[40] = bad;
+            for isa in Isa::all() {
+                let out = product_of(isa, &matrix, &activations(&x, 64, Precision::Int8), &team);
+                assert!(out.iter().all(|x| !x.is_finite()), "{} {format}: {out:?}", isa.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn float_weights_take_what_int8_activations_stand_for() {
+    let team = Team::new(1).unwrap();
+    let weight = any_weight(Format::F16, 18, 70, 11);
+    let x = numbers(5 * 70, 12);
+    let held: Vec<f32> = x
+        .chunks(70)
+        .flat_map(|row| {
+            let blocks = reference::quantize(row);
+            let numbers = blocks.into_iter().flat_map(|(q, scale)| q.map(|q| scale * q as f32));
+            numbers.take(70).collect::<Vec<_>>()
+        })
+        .collect();
+    let expected = reference::product_float(&weight, &held).unwrap();
+    let matrix = PackedMatrix::new(&weight).unwrap();
+    for isa in Isa::all() {
+        let found = product_of(isa, &matrix, &activations(&x, 70, Precision::Int8), &team);
+        assert_eq!(bits(&found), bits(&expected));
+    }
+}
+
+#[test]
+fn several_products_at_once_are_each_alone_on_any_team() {
+    let weights = [(Format::Q4_0, 33), (Format::Q8_0, 100), (Format::F16, 17), (Format::Q4_1, 16)];
+    let matrices =
+        weights.map(|(format, n_rows)| PackedMatrix::new(&any_weight(format, n_rows, 96, 13)).unwrap());
+    for n_tokens in [1, 3, 40, 260] {
+        let x = activations(&numbers(n_tokens * 96, 14), 96, Precision::Int8);
+        let one = Team::new(1).unwrap();
+        let alone = matrices.each_ref().map(|matrix| product_of(Isa::best(), matrix, &x, &one));
+        for n_threads in [1, 2, 5] {
+            let team = Team::new(n_threads).unwrap();
+            let mut together = alone.each_ref().map(|out| vec![f32::NAN; out.len()]);
+            let mut pairs: Vec<_> = matrices
+                .iter()
+                .zip(&mut together)
+                .map(|(matrix, out)| (matrix, out.as_mut_slice()))
+                .collect();
+            super::products(&mut pairs, &x, &team);
+            assert_eq!(together, alone);
+        }
+    }
+}
+
+#[test]
+fn empty_products_are_empty() {
+    let team = Team::new(2).unwrap();
+    let none = Weight::new(vec![0, 64], Format::Q4_0, Vec::new().into()).unwrap();
+    let matrix = PackedMatrix::new(&none).unwrap();
+    super::product(&matrix, &activations(&numbers(64, 1), 64, Precision::Int8), &mut [], &team);
+    let matrix = PackedMatrix::new(&any_weight(Format::Q4_0, 16, 64, 15)).unwrap();
+    super::product(&matrix, &Activations::new(64, Precision::Int8), &mut [], &team);
+    assert!(matrix.kernel_name(Precision::Int8).ends_with("-q4_0i8-16x1"));
+}
+
+#[test]
+fn norms_and_gates_are_those_of_the_separate_steps() {
+    let (n_rows, n_columns) = (19, 70);
+    let team = Team::new(2).unwrap();
+    let (rows, gain) = (numbers(n_rows * n_columns, 16), numbers(n_columns, 17));
+    let (mut normed, mut inverse) = (vec![0.0; rows.len()], vec![0.0; n_rows]);
+    crate::rms_norm(&rows, &gain, 1e-5, &mut normed, &mut inverse);
+    let ups = numbers(n_rows * n_columns, 18);
+    let pairs = rows.chunks(n_columns).zip(ups.chunks(n_columns));
+    let gate_up: Vec<f32> = pairs.flat_map(|(gate, up)| [gate, up].concat()).collect();
+    let mut gated = vec![0.0; rows.len()];
+    crate::swiglu(&gate_up, &mut gated, n_columns);
+    for precision in [Precision::Int8, Precision::Float] {
+        let mut found = Activations::new(n_columns, precision);
+        found.set_rms_norm(&rows, &gain, 1e-5, &team);
+        let expected = activations(&normed, n_columns, precision);
+        assert_eq!((&found.blocks, &found.floats), (&expected.blocks, &expected.floats));
+        found.set_swiglu(&rows, &ups, &team);
+        let expected = activations(&gated, n_columns, precision);
+        assert_eq!((&found.blocks, &found.floats), (&expected.blocks, &expected.floats));
+    }
+}
