@@ -1,0 +1,149 @@
+//! A loaded model.
+
+use std::sync::Arc;
+
+use slmc_ir::{Checkpoint, ForwardError, LanguageModel, ModelSpec, Role, TensorKey, TokenId};
+use slmc_kernels::{Team, packed::Precision};
+
+use crate::{EngineError, KvType, Session, state::State, weights::Weights};
+
+/// How a model is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Threads, the caller among them.
+    pub n_threads: usize,
+    /// How activations are held in products.
+    pub precision: Precision,
+    /// How keys and values are kept.
+    pub kv: KvType,
+}
+
+impl EngineOptions {
+    /// As fast as it goes: activations in int8, cache in f16.
+    pub const fn fast(n_threads: usize) -> Self {
+        Self { n_threads, precision: Precision::Int8, kv: KvType::F16 }
+    }
+
+    /// The weights as they decode, everything else in f32: what speed is compared with.
+    pub const fn exact(n_threads: usize) -> Self {
+        Self { n_threads, precision: Precision::Float, kv: KvType::F32 }
+    }
+}
+
+/// A model, laid out for the CPU. Nothing of it changes while it runs: sessions share it.
+#[derive(Debug)]
+pub struct Engine {
+    spec: ModelSpec,
+    options: EngineOptions,
+    weights: Weights,
+    team: Arc<Team>,
+    /// Buffers of the evaluation before, to be used again.
+    spare: Option<State>,
+}
+
+impl Engine {
+    /// Lays out every tensor of a checkpoint, one after the other.
+    ///
+    /// # Errors
+    /// When the spec makes no sense, a tensor cannot be read or holds NaN, or the threads do not start.
+    pub fn load(checkpoint: &Checkpoint, options: EngineOptions) -> Result<Self, EngineError> {
+        let team = Team::new(options.n_threads).map_err(|e| EngineError::Team(e.to_string()))?;
+        Self::load_with(checkpoint, options, Arc::new(team))
+    }
+
+    /// As [`Engine::load`], with the threads of another engine: for models that take turns, as a draft and its
+    /// target do.
+    ///
+    /// # Errors
+    /// As [`Engine::load`].
+    pub fn load_with(
+        checkpoint: &Checkpoint,
+        options: EngineOptions,
+        team: Arc<Team>,
+    ) -> Result<Self, EngineError> {
+        let weights = Weights::read(checkpoint)?;
+        let options = EngineOptions { n_threads: team.n_threads(), ..options };
+        Ok(Self { spec: checkpoint.spec().clone(), options, weights, team, spare: None })
+    }
+
+    /// The model's shape.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// How it is run.
+    pub fn options(&self) -> EngineOptions {
+        self.options
+    }
+
+    /// Its threads.
+    pub fn team(&self) -> &Arc<Team> {
+        &self.team
+    }
+
+    /// Bytes of weights that a step of one token reads.
+    pub fn bytes_per_token(&self) -> usize {
+        self.weights.bytes_per_token()
+    }
+
+    /// The kernel that multiplies the first block's MLP on this CPU: `avx512vnni-q4_0i8-16x1`.
+    pub fn kernel_name(&self) -> String {
+        let matrix =
+            self.weights.blocks.first().map_or(self.weights.head(), |block| &block.gate_up.matrices[0]);
+        let held = if self.options.precision == Precision::Float {
+            Precision::Float
+        } else {
+            matrix.best_precision()
+        };
+        matrix.kernel_name(held)
+    }
+
+    /// Multiplications and additions of weights that a token of a long prompt takes, the head's left out: it is
+    /// asked for the last token only.
+    pub fn operations_per_token(&self) -> u64 {
+        let matrices = TensorKey::all(&self.spec)
+            .into_iter()
+            .filter(|key| key.block.is_some() && key.role.is_matrix() && key.part == slmc_ir::Part::Weight);
+        2 * matrices.map(|key| key.shape(&self.spec).iter().map(|&n| n as u64).product::<u64>()).sum::<u64>()
+    }
+
+    /// An empty context with room for `capacity` tokens.
+    ///
+    /// # Errors
+    /// When it is longer than the model's context.
+    pub fn session(&self, capacity: usize) -> Result<Session<'_>, EngineError> {
+        Session::new(self, capacity)
+    }
+
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.weights
+    }
+}
+
+impl LanguageModel for Engine {
+    fn vocab_size(&self) -> usize {
+        self.spec.vocab_size
+    }
+
+    fn context_len(&self) -> usize {
+        self.spec.context_len
+    }
+
+    fn forward(
+        &mut self,
+        tokens: &[TokenId],
+        first: usize,
+        visit: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), ForwardError> {
+        let context_len = self.spec.context_len;
+        if tokens.len() > context_len {
+            return Err(ForwardError::Context { n_tokens: tokens.len(), context_len });
+        }
+        let mut spare = self.spare.take().filter(|state| state.capacity() >= tokens.len());
+        let state = spare.take().unwrap_or_else(|| State::new(self, tokens.len()));
+        let mut session = Session::with_state(self, state);
+        let ran = session.append_each(tokens, first, visit);
+        self.spare = Some(session.into_state());
+        ran.map_err(|error| error.into_forward(TensorKey::model(Role::Head)))
+    }
+}

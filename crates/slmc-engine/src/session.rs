@@ -1,0 +1,152 @@
+//! A context that grows token by token.
+
+use slmc_ir::TokenId;
+
+use crate::{Engine, EngineError, state::State};
+
+/// Tokens that are run at once: bounds the buffers, and is enough to keep the kernels busy.
+pub const BATCH_ROWS: usize = 512;
+/// Rows of logits that are made at once: bounds the memory to so many times `vocab_size`.
+const LOGIT_ROWS: usize = 32;
+
+/// Tokens and their keys and values. Once a step of one token has run, further ones allocate nothing.
+///
+/// The same bits come out whatever the number of threads. Whether tokens come one at a time or in a batch, the
+/// logits are the same to rounding: attention's sums are in the same order up to eight tokens at once, in another
+/// one above.
+#[derive(Debug)]
+pub struct Session<'e> {
+    engine: &'e Engine,
+    state: State,
+    tokens: Vec<TokenId>,
+}
+
+impl<'e> Session<'e> {
+    pub(crate) fn new(engine: &'e Engine, capacity: usize) -> Result<Self, EngineError> {
+        let context_len = engine.spec().context_len;
+        if capacity == 0 || capacity > context_len {
+            return Err(EngineError::Setting {
+                what: "context",
+                value: capacity.to_string(),
+                why: format!("the model sees between 1 and {context_len} tokens"),
+            });
+        }
+        Ok(Self::with_state(engine, State::new(engine, capacity)))
+    }
+
+    pub(crate) fn with_state(engine: &'e Engine, state: State) -> Self {
+        let tokens = Vec::with_capacity(state.capacity());
+        Self { engine, state, tokens }
+    }
+
+    pub(crate) fn into_state(self) -> State {
+        self.state
+    }
+
+    /// The model.
+    pub fn engine(&self) -> &'e Engine {
+        self.engine
+    }
+
+    /// The tokens so far.
+    pub fn tokens(&self) -> &[TokenId] {
+        &self.tokens
+    }
+
+    /// Tokens that fit in all.
+    pub fn capacity(&self) -> usize {
+        self.state.capacity()
+    }
+
+    /// Forgets all but the first `n` tokens.
+    pub fn truncate(&mut self, n: usize) {
+        self.tokens.truncate(n);
+    }
+
+    /// Keeps the tokens that begin `prompt` too, forgets the others, and says how many it kept: what is left to
+    /// append is `prompt[kept..]`. At least the last of the prompt is left, so that its logits can be had.
+    pub fn keep_prefix(&mut self, prompt: &[TokenId]) -> usize {
+        let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let kept = common.min(prompt.len().saturating_sub(1));
+        self.tokens.truncate(kept);
+        kept
+    }
+
+    /// Adds tokens; the logits after the last one, `[vocab_size]`.
+    ///
+    /// # Errors
+    /// When there are none, they do not fit, one is outside the vocabulary, or the logits are not finite. Only in
+    /// the last case are they added.
+    pub fn append(&mut self, tokens: &[TokenId]) -> Result<&[f32], EngineError> {
+        if tokens.is_empty() {
+            return Err(EngineError::EmptyPrompt);
+        }
+        self.check(tokens)?;
+        let mut last_batch = 0;
+        for batch in tokens.chunks(BATCH_ROWS) {
+            self.run(batch)?;
+            last_batch = batch.len();
+        }
+        let position = self.tokens.len() - 1;
+        let logits = self.state.logits(self.engine, last_batch - 1, 1);
+        finite(logits, position)?;
+        Ok(logits)
+    }
+
+    /// Adds tokens and hands over the logits after each of them from number `first` on, in order:
+    /// `visit(i, row)` with `i` counted in `tokens`.
+    ///
+    /// # Errors
+    /// As [`Session::append`].
+    pub fn append_each(
+        &mut self,
+        tokens: &[TokenId],
+        first: usize,
+        visit: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), EngineError> {
+        self.check(tokens)?;
+        let vocab_size = self.engine.spec().vocab_size;
+        for (number, batch) in tokens.chunks(BATCH_ROWS).enumerate() {
+            let begin = number * BATCH_ROWS;
+            if first >= tokens.len() {
+                break;
+            }
+            self.run(batch)?;
+            let mut row = first.saturating_sub(begin);
+            while row < batch.len() {
+                let n = LOGIT_ROWS.min(batch.len() - row);
+                let logits = self.state.logits(self.engine, row, n);
+                for (row, logits) in (row..).zip(logits.chunks_exact(vocab_size)) {
+                    finite(logits, begin + row)?;
+                    visit(begin + row, logits);
+                }
+                row += n;
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&self, tokens: &[TokenId]) -> Result<(), EngineError> {
+        let vocab_size = self.engine.spec().vocab_size;
+        if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocab_size) {
+            return Err(EngineError::Token { token, vocab_size });
+        }
+        let (n_tokens, held, capacity) = (tokens.len(), self.tokens.len(), self.capacity());
+        if n_tokens > capacity - held {
+            return Err(EngineError::Context { n_tokens, held, capacity });
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, batch: &[TokenId]) -> Result<(), EngineError> {
+        self.state.run(self.engine, batch, self.tokens.len())?;
+        self.tokens.extend_from_slice(batch);
+        Ok(())
+    }
+}
+
+fn finite(logits: &[f32], position: usize) -> Result<(), EngineError> {
+    // Looking at all of them vectorizes; stopping at the first does not.
+    let is_finite = logits.iter().fold(true, |all, x| all & x.is_finite());
+    if is_finite { Ok(()) } else { Err(EngineError::NotFinite { position }) }
+}

@@ -1,0 +1,48 @@
+//! Sharing out the parts of a buffer among a team, without two threads ever holding the same part.
+
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+
+use slmc_kernels::Team;
+
+/// Calls `task(i, chunk)` with each chunk of `len` numbers of `data`; on the calling thread alone when `team` is
+/// `None`, and then without allocating.
+pub(crate) fn for_chunks<T: Send>(
+    team: Option<&Team>,
+    data: &mut [T],
+    len: usize,
+    task: &(dyn Fn(usize, &mut [T]) + Sync),
+) {
+    let Some(team) = team else {
+        data.chunks_mut(len).enumerate().for_each(|(i, chunk)| task(i, chunk));
+        return;
+    };
+    let chunks: Vec<Mutex<&mut [T]>> = data.chunks_mut(len).map(Mutex::new).collect();
+    team.run(chunks.len(), &|i| task(i, &mut lock(&chunks[i])));
+}
+
+/// The lock; what a thread that panicked left is overwritten by whoever comes next.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Any of the slots that nobody works in; there are as many as threads, so one is always free.
+pub(crate) fn free_slot<T>(slots: &[Mutex<T>]) -> MutexGuard<'_, T> {
+    loop {
+        for slot in slots {
+            match slot.try_lock() {
+                Ok(guard) => return guard,
+                Err(TryLockError::Poisoned(error)) => return error.into_inner(),
+                Err(TryLockError::WouldBlock) => {}
+            }
+        }
+        std::hint::spin_loop();
+    }
+}
+
+/// The first `n` numbers, after making room for them. Allocates only when `n` is more than ever before.
+pub(crate) fn sized<T: Clone + Default>(buffer: &mut Vec<T>, n: usize) -> &mut [T] {
+    if buffer.len() < n {
+        buffer.resize(n, T::default());
+    }
+    &mut buffer[..n]
+}

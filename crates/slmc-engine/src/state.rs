@@ -1,0 +1,271 @@
+//! One pass through the decoder: what a batch of tokens does to the cache and the buffers.
+
+use slmc_ir::TokenId;
+use slmc_kernels::{Team, packed::product};
+
+use crate::{
+    Engine, EngineError,
+    attention::{Attention, FEW_ROWS},
+    cache::{Element, Layer, Layers},
+    input::Input,
+    loops,
+    share::{for_chunks, sized},
+    weights::{Block, Stacked},
+};
+
+/// Rows of a buffer that one task of an element-wise loop handles.
+const ROWS: usize = 16;
+
+/// A cache, and the buffers of whoever fills it.
+#[derive(Debug)]
+pub(crate) struct State {
+    layers: Layers,
+    buffers: Buffers,
+}
+
+#[derive(Debug)]
+struct Buffers {
+    attention: Attention,
+    /// The residual stream, `[n_rows, d_model]`.
+    x: Vec<f32>,
+    /// What a norm makes of it.
+    normed: Vec<f32>,
+    /// Results of stacked projections, matrix after matrix.
+    stacked: Vec<f32>,
+    /// Attention's mix, and the MLP's product: what the projections back to the stream are given.
+    mix: Vec<f32>,
+    /// What is added to the stream.
+    step: Vec<f32>,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    /// Angle of a position, `[d_head / 2]`, in radians.
+    frequencies: Vec<f64>,
+    stream_in: Input,
+    mix_in: Input,
+    ffn_in: Input,
+    logits: Vec<f32>,
+}
+
+impl State {
+    /// Room for `capacity` tokens.
+    pub fn new(engine: &Engine, capacity: usize) -> Self {
+        let (spec, options) = (engine.spec(), engine.options());
+        let weights = engine.weights();
+        let blocks = || weights.blocks.iter();
+        let of_stream = blocks().flat_map(|b| b.qkv.matrices.iter().chain(&b.gate_up.matrices));
+        let of_mix = blocks().flat_map(|b| &b.attn_output.matrices);
+        let of_ffn = blocks().flat_map(|b| &b.down.matrices);
+        let buffers = Buffers {
+            attention: Attention::new(spec, capacity, options.n_threads),
+            x: Vec::new(),
+            normed: Vec::new(),
+            stacked: Vec::new(),
+            mix: Vec::new(),
+            step: Vec::new(),
+            cos: Vec::new(),
+            sin: Vec::new(),
+            frequencies: spec.rope_frequencies(),
+            stream_in: Input::new(options.precision, of_stream.chain([weights.head()])),
+            mix_in: Input::new(options.precision, of_mix),
+            ffn_in: Input::new(options.precision, of_ffn),
+            logits: Vec::new(),
+        };
+        let n = spec.n_kv_heads * capacity * spec.d_head;
+        Self { layers: Layers::new(options.kv, spec.n_layers, n), buffers }
+    }
+
+    /// Tokens that fit.
+    pub fn capacity(&self) -> usize {
+        self.buffers.attention.heads().capacity
+    }
+
+    /// Runs tokens at positions `first..`; the residual stream of all of them stays in the buffers.
+    pub fn run(&mut self, engine: &Engine, tokens: &[TokenId], first: usize) -> Result<(), EngineError> {
+        let Self { layers, buffers } = self;
+        buffers.embed(engine, tokens)?;
+        buffers.angles(first, tokens.len());
+        let rows = Rows { engine, first, n: tokens.len() };
+        match layers {
+            Layers::F16(layers) => buffers.blocks(rows, layers),
+            Layers::F32(layers) => buffers.blocks(rows, layers),
+        }
+        Ok(())
+    }
+
+    /// Logits of rows `row..row + n` of the batch that ran last, `[n, vocab_size]`.
+    pub fn logits(&mut self, engine: &Engine, row: usize, n: usize) -> &[f32] {
+        let (spec, b) = (engine.spec(), &mut self.buffers);
+        let d = spec.d_model;
+        let normed = sized(&mut b.normed, n * d);
+        let stream = &b.x[row * d..(row + n) * d];
+        for (normed, x) in normed.chunks_exact_mut(d).zip(stream.chunks_exact(d)) {
+            loops::rms_norm(x, &engine.weights().final_norm, spec.norm_eps, normed);
+        }
+        b.stream_in.set(normed);
+        let logits = sized(&mut b.logits, n * spec.vocab_size);
+        let head = engine.weights().head();
+        product(head, b.stream_in.of(head), logits, engine.team());
+        logits
+    }
+}
+
+/// The batch that is run.
+#[derive(Clone, Copy)]
+struct Rows<'e> {
+    engine: &'e Engine,
+    /// Position of its first token.
+    first: usize,
+    n: usize,
+}
+
+impl<'e> Rows<'e> {
+    /// The team, where the rows are worth waking it for element-wise loops.
+    fn team(self) -> Option<&'e Team> {
+        (self.n > FEW_ROWS).then(|| &**self.engine.team())
+    }
+}
+
+impl Buffers {
+    fn embed(&mut self, engine: &Engine, tokens: &[TokenId]) -> Result<(), EngineError> {
+        let d = engine.spec().d_model;
+        let embedding = &engine.weights().embedding;
+        let key = slmc_ir::TensorKey::model(slmc_ir::Role::Embedding);
+        for (row, &token) in sized(&mut self.x, tokens.len() * d).chunks_exact_mut(d).zip(tokens) {
+            let decoded = embedding.decode_row(token as usize, row);
+            decoded.map_err(|source| EngineError::Block { key, source })?;
+        }
+        Ok(())
+    }
+
+    /// Cosines and sines of `n` positions, each `[n, d_head / 2]`; the angles in f64, as they grow with the position.
+    fn angles(&mut self, first: usize, n: usize) {
+        let half = self.frequencies.len();
+        let (cos, sin) = (sized(&mut self.cos, n * half), sized(&mut self.sin, n * half));
+        for row in 0..n {
+            for (i, frequency) in self.frequencies.iter().enumerate() {
+                let (s, c) = ((first + row) as f64 * frequency).sin_cos();
+                (cos[row * half + i], sin[row * half + i]) = (c as f32, s as f32);
+            }
+        }
+    }
+
+    fn blocks<T: Element>(&mut self, rows: Rows<'_>, layers: &mut [Layer<T>]) {
+        for (block, layer) in rows.engine.weights().blocks.iter().zip(layers) {
+            self.attend(rows, block, layer);
+            self.feed_forward(rows, block);
+        }
+    }
+
+    fn attend<T: Element>(&mut self, rows: Rows<'_>, block: &Block, layer: &mut Layer<T>) {
+        let spec = rows.engine.spec();
+        self.norm(rows, &block.attn_norm);
+        project(&block.qkv, &self.stream_in, &mut self.stacked, rows);
+        self.place_queries(rows, block);
+        self.place_keys(rows, block, layer);
+        let mix = sized(&mut self.mix, rows.n * spec.n_heads * spec.d_head);
+        self.attention.run(layer, rows.first, mix, rows.engine.team());
+        self.mix_in.set(mix);
+        add_projection(&block.attn_output, &self.mix_in, &mut self.step, &mut self.x, rows);
+    }
+
+    fn feed_forward(&mut self, rows: Rows<'_>, block: &Block) {
+        let d_ff = rows.engine.spec().d_ff;
+        self.norm(rows, &block.ffn_norm);
+        project(&block.gate_up, &self.stream_in, &mut self.stacked, rows);
+        let (stacked, n) = (&self.stacked, rows.n);
+        let hidden = sized(&mut self.mix, n * d_ff);
+        for_chunks(rows.team(), hidden, ROWS * d_ff, &|task, hidden| {
+            for (row, hidden) in (task * ROWS..).zip(hidden.chunks_exact_mut(d_ff)) {
+                let (gate, up) = (block.gate_up.range(0, row, n), block.gate_up.range(1, row, n));
+                loops::swiglu(&stacked[gate], &stacked[up], hidden);
+            }
+        });
+        self.ffn_in.set(hidden);
+        add_projection(&block.down, &self.ffn_in, &mut self.step, &mut self.x, rows);
+    }
+
+    /// The stream, normed, as the next projections take it.
+    fn norm(&mut self, rows: Rows<'_>, gain: &[f32]) {
+        let (d, eps) = (rows.engine.spec().d_model, rows.engine.spec().norm_eps);
+        let normed = sized(&mut self.normed, rows.n * d);
+        let x = &self.x;
+        for_chunks(rows.team(), normed, ROWS * d, &|task, normed| {
+            let x = x[task * ROWS * d..].chunks_exact(d);
+            normed.chunks_exact_mut(d).zip(x).for_each(|(out, x)| loops::rms_norm(x, gain, eps, out));
+        });
+        self.stream_in.set(normed);
+    }
+
+    /// Queries, normed, rotated and scaled, in attention's order.
+    fn place_queries(&mut self, rows: Rows<'_>, block: &Block) {
+        let spec = rows.engine.spec();
+        let (heads, n, half) = (self.attention.heads(), rows.n, spec.d_head / 2);
+        let (d, width) = (heads.d, heads.group * heads.d);
+        let (stacked, cos, sin) = (&self.stacked, &self.cos, &self.sin);
+        let to_scale = (d as f32).powf(-0.5);
+        let queries = sized(&mut self.attention.queries, heads.n_kv * n * width);
+        for_chunks(rows.team(), queries, n * width, &|kv, queries| {
+            for (row, out) in queries.chunks_exact_mut(width).enumerate() {
+                let query = block.qkv.range(0, row, n);
+                out.copy_from_slice(&stacked[query][kv * width..(kv + 1) * width]);
+                for head in out.chunks_exact_mut(d) {
+                    if let Some(gain) = &block.query_norm {
+                        loops::rms_norm_in_place(head, gain, spec.norm_eps);
+                    }
+                    let angles = row * half..(row + 1) * half;
+                    loops::rotate(head, &cos[angles.clone()], &sin[angles]);
+                    loops::scale(head, to_scale);
+                }
+            }
+        });
+    }
+
+    /// Keys, normed and rotated, and values, in the cache.
+    fn place_keys<T: Element>(&mut self, rows: Rows<'_>, block: &Block, layer: &mut Layer<T>) {
+        let spec = rows.engine.spec();
+        let (heads, n, half) = (self.attention.heads(), rows.n, spec.d_head / 2);
+        let d = heads.d;
+        for row in 0..n {
+            for key in self.stacked[block.qkv.range(1, row, n)].chunks_exact_mut(d) {
+                if let Some(gain) = &block.key_norm {
+                    loops::rms_norm_in_place(key, gain, spec.norm_eps);
+                }
+                let angles = row * half..(row + 1) * half;
+                loops::rotate(key, &self.cos[angles.clone()], &self.sin[angles]);
+            }
+        }
+        let stacked = &self.stacked;
+        for (which, cache) in [(1, &mut layer.keys), (2, &mut layer.values)] {
+            for_chunks(rows.team(), cache, heads.capacity * d, &|kv, cache| {
+                let cache = &mut cache[rows.first * d..(rows.first + n) * d];
+                for (row, kept) in cache.chunks_exact_mut(d).enumerate() {
+                    let head = &stacked[block.qkv.range(which, row, n)][kv * d..(kv + 1) * d];
+                    kept.iter_mut().zip(head).for_each(|(kept, &x)| *kept = T::narrow(x));
+                }
+            });
+        }
+    }
+}
+
+/// Projections of one input, biases added, matrix after matrix.
+fn project<const N: usize>(stack: &Stacked<N>, input: &Input, out: &mut Vec<f32>, rows: Rows<'_>) {
+    let out = sized(out, stack.n_rows * rows.n);
+    let mut rest = &mut *out;
+    for matrix in &stack.matrices {
+        let (part, after) = rest.split_at_mut(matrix.n_rows() * rows.n);
+        product(matrix, input.of(matrix), part, rows.engine.team());
+        rest = after;
+    }
+    for which in 0..N {
+        if let Some(bias) = stack.bias(which) {
+            (0..rows.n).for_each(|row| loops::add(&mut out[stack.range(which, row, rows.n)], bias));
+        }
+    }
+}
+
+/// Adds a projection to the residual stream.
+fn add_projection(stack: &Stacked<1>, input: &Input, step: &mut Vec<f32>, x: &mut [f32], rows: Rows<'_>) {
+    project(stack, input, step, rows);
+    let n = stack.n_rows * rows.n;
+    loops::add(&mut x[..n], &step[..n]);
+}

@@ -1,0 +1,206 @@
+//! The engine against a decoder in f64, and against itself however the work is cut.
+
+mod common;
+
+use common::{Reference, Rounding, checkpoint, distance, tiny, tokens, worst};
+use slmc_engine::{BATCH_ROWS, Engine, EngineError, EngineOptions, KvType, Precision};
+use slmc_ir::{Checkpoint, Family, Format, ForwardError, LanguageModel, ModelSpec, TokenId};
+
+const FLOAT: EngineOptions = EngineOptions::exact(2);
+
+/// Logits of all tokens, in batches of `at_once`.
+fn run(checkpoint: &Checkpoint, options: EngineOptions, tokens: &[TokenId], at_once: usize) -> Vec<Vec<f32>> {
+    let engine = Engine::load(checkpoint, options).unwrap();
+    let mut session = engine.session(tokens.len()).unwrap();
+    let mut rows = Vec::new();
+    for batch in tokens.chunks(at_once) {
+        session.append_each(batch, 0, &mut |_, row| rows.push(row.to_vec())).unwrap();
+    }
+    assert_eq!(rows.len(), tokens.len());
+    rows
+}
+
+fn wide(rows: &[Vec<f32>]) -> Vec<Vec<f64>> {
+    rows.iter().map(|row| row.iter().map(|&x| f64::from(x)).collect()).collect()
+}
+
+fn llama(context_len: usize) -> ModelSpec {
+    ModelSpec { context_len, ..tiny::spec(Family::Llama) }
+}
+
+#[test]
+fn every_kind_of_model_follows_the_formulas() {
+    for (seed, spec) in (1..).zip(tiny::every_spec()) {
+        let checkpoint = checkpoint(&spec, seed, Format::F32);
+        let tokens = tokens(&spec, 37);
+        let expected = Reference::new(&checkpoint, Rounding::default()).logits(&tokens);
+        for at_once in [1, 5, 37] {
+            let found = run(&checkpoint, FLOAT, &tokens, at_once);
+            let error = worst(&found, &expected);
+            assert!(error < 1e-4, "{at_once} at once, {spec:?}: {error}");
+        }
+    }
+}
+
+#[test]
+fn batches_blocks_and_spans_join_without_a_seam() {
+    // Beyond a batch (512 rows), a block of queries (64) and of keys (256), with a remainder in each.
+    let spec = ModelSpec { n_layers: 1, ..llama(700) };
+    let checkpoint = checkpoint(&spec, 3, Format::F32);
+    let tokens = tokens(&spec, BATCH_ROWS + 77);
+    let expected = Reference::new(&checkpoint, Rounding::default()).logits(&tokens);
+    for at_once in [3, 100, 700] {
+        let error = worst(&run(&checkpoint, FLOAT, &tokens, at_once), &expected);
+        assert!(error < 1e-4, "{at_once} at once: {error}");
+    }
+}
+
+#[test]
+fn an_f16_cache_costs_what_rounding_keys_and_values_costs() {
+    let spec = llama(128);
+    let checkpoint = checkpoint(&spec, 4, Format::F32);
+    let tokens = tokens(&spec, 100);
+    let rounding = Rounding { f16_cache: true, ..Rounding::default() };
+    let expected = Reference::new(&checkpoint, rounding).logits(&tokens);
+    let options = EngineOptions { kv: KvType::F16, ..FLOAT };
+    for at_once in [1, 100] {
+        // An f32 and an f64 on two sides of a rounding boundary differ by one step of f16, 2^-11 of the number.
+        let error = worst(&run(&checkpoint, options, &tokens, at_once), &expected);
+        assert!(error < 1e-3, "{at_once} at once: {error}");
+    }
+}
+
+#[test]
+fn int8_activations_cost_what_rounding_to_int8_costs() {
+    // The reference rounds its activations likewise; an engine that rounds no worse errs as much, in other places,
+    // so by a factor near 1 over 48 × 264 logits. Twice that is an error in the code, not of the method.
+    let formats = [Format::Q4_0, Format::Q4_1, Format::Q5_0, Format::Q5_1, Format::Q8_0, Format::F16];
+    for format in formats {
+        let spec = ModelSpec { d_model: 64, ..llama(128) };
+        let checkpoint = checkpoint(&spec, 5, format);
+        let tokens = tokens(&spec, 48);
+        let exact = Reference::new(&checkpoint, Rounding::default()).logits(&tokens);
+        let rounding = Rounding { int8: true, ..Rounding::default() };
+        let cost = distance(&Reference::new(&checkpoint, rounding).logits(&tokens), &exact);
+        assert!(cost > 1e-3 && cost < 0.1, "the method's own error: {cost}");
+        for at_once in [1, 48] {
+            let options = EngineOptions { precision: Precision::Int8, ..FLOAT };
+            let error = distance(&wide(&run(&checkpoint, options, &tokens, at_once)), &exact);
+            assert!(error < 2.0 * cost, "{format}, {at_once} at once: {error}, the method {cost}");
+        }
+    }
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    let spec = llama(400);
+    let checkpoint = checkpoint(&spec, 6, Format::Q4_0);
+    let tokens = tokens(&spec, 330);
+    for at_once in [1, 330] {
+        for precision in [Precision::Int8, Precision::Float] {
+            let on = |n_threads| {
+                let options = EngineOptions { n_threads, precision, kv: KvType::F16 };
+                let rows = run(&checkpoint, options, &tokens, at_once);
+                rows.concat().iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+            };
+            let one = on(1);
+            assert!(one == on(2) && one == on(5), "{precision:?}, {at_once} at once");
+        }
+    }
+}
+
+#[test]
+fn one_at_a_time_or_in_batches_is_the_same_to_rounding() {
+    let spec = llama(400);
+    let checkpoint = checkpoint(&spec, 7, Format::F32);
+    let tokens = tokens(&spec, 300);
+    let single = wide(&run(&checkpoint, FLOAT, &tokens, 1));
+    for at_once in [8, 9, 64, 300] {
+        let error = worst(&run(&checkpoint, FLOAT, &tokens, at_once), &single);
+        assert!(error < 1e-5, "{at_once} at once: {error}");
+    }
+}
+
+#[test]
+fn a_kept_prefix_gives_what_a_fresh_context_gives() {
+    let spec = llama(64);
+    let engine = Engine::load(&checkpoint(&spec, 8, Format::F32), FLOAT).unwrap();
+    let mut session = engine.session(64).unwrap();
+    session.append(&tokens(&spec, 30)).unwrap();
+    let mut prompt = tokens(&spec, 20);
+    prompt.extend([9, 8, 7]);
+    assert_eq!(session.keep_prefix(&prompt), 20);
+    let continued = session.append(&prompt[20..]).unwrap().to_vec();
+    assert_eq!(session.tokens(), prompt);
+    let mut fresh = engine.session(64).unwrap();
+    fresh.append(&prompt[..20]).unwrap();
+    assert_eq!(continued, fresh.append(&prompt[20..]).unwrap());
+    // The whole prompt is there: its last token is run again for its logits.
+    assert_eq!(session.keep_prefix(&prompt), 22);
+    assert_eq!(session.keep_prefix(&[]), 0);
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_changes_nothing() {
+    let spec = llama(16);
+    let mut engine = Engine::load(&checkpoint(&spec, 9, Format::F32), FLOAT).unwrap();
+    assert!(matches!(engine.session(17), Err(EngineError::Setting { what: "context", .. })));
+    assert!(matches!(engine.session(0), Err(EngineError::Setting { .. })));
+    let mut session = engine.session(10).unwrap();
+    session.append(&[1, 2, 3, 4, 5, 6, 7]).unwrap();
+    let full = session.append(&[1, 2, 3, 4]).unwrap_err();
+    assert!(matches!(full, EngineError::Context { n_tokens: 4, held: 7, capacity: 10 }), "{full}");
+    let unknown = session.append(&[1, 264]).unwrap_err();
+    assert!(matches!(unknown, EngineError::Token { token: 264, vocab_size: 264 }), "{unknown}");
+    assert!(matches!(session.append(&[]), Err(EngineError::EmptyPrompt)));
+    assert_eq!(session.tokens(), [1, 2, 3, 4, 5, 6, 7]);
+    session.append(&[1, 2, 3]).unwrap();
+    let too_long = engine.forward(&[0; 17], 0, &mut |_, _| {}).unwrap_err();
+    assert!(matches!(too_long, ForwardError::Context { n_tokens: 17, context_len: 16 }), "{too_long}");
+}
+
+#[test]
+fn evaluation_is_handed_the_rows_that_it_asks_for() {
+    let spec = llama(700);
+    let checkpoint = checkpoint(&spec, 10, Format::F32);
+    let mut engine = Engine::load(&checkpoint, FLOAT).unwrap();
+    assert_eq!((engine.vocab_size(), engine.context_len()), (spec.vocab_size, 700));
+    let tokens = tokens(&spec, 600);
+    let all = run(&checkpoint, FLOAT, &tokens, 600);
+    // Twice: the second time in the buffers of the first. Shorter, then longer: new ones.
+    for (n, first) in [(600, 590), (600, 0), (40, 39), (601, 700), (600, 511)] {
+        let mut rows = Vec::new();
+        let given: Vec<TokenId> = tokens.iter().copied().chain([0]).take(n).collect();
+        engine.forward(&given, first, &mut |position, row| rows.push((position, row.to_vec()))).unwrap();
+        let expected = n.saturating_sub(first);
+        assert_eq!(rows.len(), expected);
+        for (i, (position, row)) in rows.iter().enumerate() {
+            assert_eq!(*position, first + i);
+            let error = worst(std::slice::from_ref(row), &wide(std::slice::from_ref(&all[*position])));
+            assert!(error < 1e-5, "{n} tokens from {first}, row {position}: {error}");
+        }
+    }
+}
+
+#[test]
+fn weights_that_are_not_finite_are_refused() {
+    use slmc_ir::{MemorySource, Role, SourceError, TensorKey, Weight, WeightSource};
+    let spec = llama(16);
+    let good = checkpoint(&spec, 11, Format::F32);
+    let bad = TensorKey::block(1, Role::Up);
+    let weights = good.weights.keys().iter().map(|&key| {
+        let weight = good.weights.read(key).unwrap();
+        let mut numbers = slmc_blocks::decode_weight(&weight).unwrap();
+        if key == bad {
+            numbers[5] = f32::NAN;
+        }
+        (key, Weight::from_f32(weight.shape().to_vec(), &numbers).unwrap())
+    });
+    let source = MemorySource::new(spec, weights.collect()).unwrap();
+    assert_eq!(source.keys().len(), good.weights.keys().len());
+    let error = Engine::load(&good.with_weights(std::sync::Arc::new(source)), FLOAT).unwrap_err();
+    assert!(
+        matches!(error, EngineError::Source(SourceError::NotFinite { key, index: 5, .. }) if key == bad),
+        "{error}"
+    );
+}
