@@ -176,6 +176,14 @@ impl Decoder {
         self.train()
     }
 
+    /// The same decoder with an embedding (and a head of its own) that training leaves as it is.
+    #[must_use]
+    pub fn with_frozen_embedding(mut self) -> Self {
+        self.embedding = self.embedding.set_require_grad(false);
+        self.untied_head = self.untied_head.map(|head| head.set_require_grad(false));
+        self
+    }
+
     /// The same decoder without autodiff: sharing the weights.
     #[must_use]
     pub fn for_evaluation(&self) -> Self {

@@ -6,6 +6,7 @@ use burn::tensor::{Gradients, IndexingUpdateOp, Tensor};
 use slmc_ir::{Role, TensorKey, TokenId};
 
 use crate::{
+    by_hand,
     decoder::{Decoder, Parameter},
     evaluator::token_tensor,
     loss::scalar,
@@ -150,9 +151,25 @@ pub fn gradients<T>(
 ) -> (f32, T, Grads) {
     assert_eq!(tokens.len(), batch * seq, "batch × seq tokens");
     assert!(tokens.iter().all(|&t| (t as usize) < decoder.spec.vocab_size), "tokens inside the vocabulary");
-    if recompute {
-        return recomputed(decoder, tokens, batch, seq, loss);
+    #[cfg(feature = "flex")]
+    if crate::fused::runs_on(&decoder.device()) {
+        return match recompute {
+            true => recomputed(decoder, tokens, batch, seq, loss),
+            false => through_graph(decoder, tokens, batch, seq, loss),
+        };
     }
+    by_hand(decoder, tokens, [batch, seq], loss, recompute)
+}
+
+/// One graph from the embedding to the loss: for fused operations, which are few.
+#[cfg(feature = "flex")]
+fn through_graph<T>(
+    decoder: &Decoder,
+    tokens: &[TokenId],
+    batch: usize,
+    seq: usize,
+    loss: impl FnOnce(Tensor<3>, Tensor<2>) -> (Tensor<1>, T),
+) -> (f32, T, Grads) {
     let embedded = leaf(embed(decoder, tokens, batch, seq));
     let hidden = (0..decoder.blocks.len()).fold(embedded.clone(), |hidden, i| decoder.block(i, hidden));
     let (total, extra) = loss(decoder.final_norm(hidden), decoder.head());
@@ -174,7 +191,8 @@ fn embed(decoder: &Decoder, tokens: &[TokenId], batch: usize, seq: usize) -> Ten
     table.select(0, ids).reshape([batch, seq, decoder.spec.d_model])
 }
 
-/// As [`gradients`], keeping block inputs only: a backward pass for each block, last to first.
+/// As [`through_graph`], keeping block inputs only: a backward pass for each block, last to first.
+#[cfg(feature = "flex")]
 fn recomputed<T>(
     decoder: &Decoder,
     tokens: &[TokenId],
@@ -191,14 +209,7 @@ fn recomputed<T>(
     drop(plain);
     let mut grads = Grads::default();
 
-    let last = leaf(last_of(&mut inputs));
-    let (total, extra) = loss(decoder.final_norm(last.clone()), decoder.head());
-    let value = scalar(&total);
-    let mut left = total.backward();
-    drop(total);
-    let outside = || decoder.keys().into_iter().filter(|key| key.block.is_none());
-    grads.collect(decoder, outside(), &mut left);
-    let mut flowing = last.grad_remove(&mut left);
+    let (value, extra, mut flowing) = through_loss(decoder, last_of(&mut inputs), loss, &mut grads);
 
     for index in (0..decoder.blocks.len()).rev() {
         let input = leaf(last_of(&mut inputs));
@@ -213,6 +224,71 @@ fn recomputed<T>(
     (value, extra, grads)
 }
 
+/// Final norm and loss, there and back: the loss, what else it hands out, and the gradient of the last block's result.
+fn through_loss<T>(
+    decoder: &Decoder,
+    hidden: Tensor<3>,
+    loss: impl FnOnce(Tensor<3>, Tensor<2>) -> (Tensor<1>, T),
+    grads: &mut Grads,
+) -> (f32, T, Option<Tensor<3>>) {
+    let last = leaf(hidden);
+    let (total, extra) = loss(decoder.final_norm(last.clone()), decoder.head());
+    let value = scalar(&total);
+    let mut left = total.backward();
+    drop(total);
+    let outside = decoder.keys().into_iter().filter(|key| key.block.is_none());
+    grads.collect(decoder, outside, &mut left);
+    (value, extra, last.grad_remove(&mut left))
+}
+
+/// On devices without fused operations: each block forward and backward as [`by_hand`](crate::by_hand) has it.
+fn by_hand<T>(
+    decoder: &Decoder,
+    tokens: &[TokenId],
+    [batch, seq]: [usize; 2],
+    loss: impl FnOnce(Tensor<3>, Tensor<2>) -> (Tensor<1>, T),
+    recompute: bool,
+) -> (f32, T, Grads) {
+    enum Pass {
+        Input(Box<Tensor<2>>),
+        Kept(Box<by_hand::Kept>),
+    }
+    let plain = decoder.for_evaluation();
+    let (spec, d_model) = (&plain.spec, plain.spec.d_model);
+    let shared = by_hand::Shared::new(spec, &plain.rope.table(spec, seq), [batch, seq], &plain.device());
+    let mut hidden = embed(&plain, tokens, batch, seq).reshape([batch * seq, d_model]);
+    let mut passes = Vec::with_capacity(plain.blocks.len());
+    for block in &plain.blocks {
+        let (out, kept) = by_hand::forward(hidden.clone(), block, spec, &shared);
+        passes.push(if recompute { Pass::Input(Box::new(hidden)) } else { Pass::Kept(Box::new(kept)) });
+        hidden = out;
+    }
+    let mut grads = Grads::default();
+    let hidden = hidden.reshape([batch, seq, d_model]);
+    let (value, extra, flowing) = through_loss(decoder, hidden, loss, &mut grads);
+    let mut flowing = flowing.map(|gradient| gradient.reshape([batch * seq, d_model]));
+    for (index, (block, pass)) in plain.blocks.iter().zip(passes).enumerate().rev() {
+        let Some(gradient) = flowing.take() else { break };
+        let kept = match pass {
+            Pass::Kept(kept) => *kept,
+            Pass::Input(input) => by_hand::forward(*input, block, spec, &shared).1,
+        };
+        let (d_input, found) = by_hand::backward(kept, gradient, block, spec, &shared);
+        for (role, part, gradient) in found {
+            let key = TensorKey { block: Some(index), role, part };
+            if decoder.parameter(key).is_some_and(Parameter::is_trainable) {
+                grads.add(key, gradient);
+            }
+        }
+        flowing = Some(d_input);
+    }
+    if let Some(rows) = flowing {
+        grads.add_embedded(decoder, tokens, rows.reshape([batch, seq, d_model]));
+    }
+    (value, extra, grads)
+}
+
+#[cfg(feature = "flex")]
 fn last_of(inputs: &mut Vec<Tensor<3>>) -> Tensor<3> {
     inputs.pop().expect("one input is kept for each block")
 }

@@ -6,6 +6,7 @@
 #![deny(missing_docs)]
 
 mod adamw;
+mod by_hand;
 mod composed;
 mod decoder;
 mod device;
@@ -18,6 +19,8 @@ mod load;
 mod loss;
 mod loss_composed;
 mod rope;
+#[cfg(all(test, feature = "flex"))]
+mod test_support;
 
 pub use adamw::{AdamW, AdamWHyper, Moment, MomentError};
 pub use decoder::{Block, Decoder, Parameter, ParameterMut, Projection};

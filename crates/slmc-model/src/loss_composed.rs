@@ -87,34 +87,40 @@ fn cross_entropy(
 struct Sums {
     loss: f64,
     d_hidden: Vec<Tensor<2>>,
-    d_head: Tensor<2>,
+    d_head: Option<Tensor<2>>,
+    head_shape: [usize; 2],
 }
 
 impl Sums {
     fn new(head: &Tensor<2>) -> Self {
-        Self { loss: 0.0, d_hidden: Vec::new(), d_head: head.zeros_like() }
+        Self { loss: 0.0, d_hidden: Vec::new(), d_head: None, head_shape: head.dims() }
     }
 
     fn add(&mut self, hidden: Tensor<2>, d_logits: Tensor<2>, head: &Tensor<2>) {
         self.d_hidden.push(d_logits.clone().matmul(head.clone()));
         let update = d_logits.transpose().matmul(hidden);
         let [n_rows, _] = update.dims();
-        let [vocab_size, d_model] = self.d_head.dims();
-        let sum = self.d_head.clone().narrow(0, 0, n_rows) + update;
-        self.d_head = if n_rows == vocab_size {
-            sum
+        let [vocab_size, d_model] = self.head_shape;
+        let update = if n_rows == vocab_size {
+            update
         } else {
-            let rest = Tensor::zeros([vocab_size - n_rows, d_model], &sum.device());
-            Tensor::cat(vec![sum, rest], 0)
+            let rest = Tensor::zeros([vocab_size - n_rows, d_model], &update.device());
+            Tensor::cat(vec![update, rest], 0)
+        };
+        // Moved out, so that the sum can take its place.
+        self.d_head = match self.d_head.take() {
+            Some(sum) => Some(sum + update),
+            None => Some(update),
         };
     }
 
     /// A tensor with the loss's value, and with its gradients: `Σ x · g` has gradient `g` where `g` is
     /// constant, and taking away its own value leaves the loss's.
     fn attach(self, hidden: Tensor<3>, head: Tensor<2>) -> Tensor<1> {
+        let d_head = self.d_head.unwrap_or_else(|| head.clone().without_autodiff().zeros_like());
         let d_hidden = Tensor::cat(self.d_hidden, 0).reshape(hidden.dims());
         let value = Tensor::from_data(TensorData::new(vec![self.loss as f32], [1]), &d_hidden.device());
-        let linear = (hidden * d_hidden).sum() + (head * self.d_head).sum();
+        let linear = (hidden * d_hidden).sum() + (head * d_head).sum();
         let zero = linear.clone() - linear.detach();
         zero + value
     }

@@ -14,7 +14,7 @@ mod tests;
 
 use burn::{
     backend::{Autodiff, Flex, tensor::FloatTensor},
-    tensor::{Tensor, TensorData},
+    tensor::{Device, Tensor, TensorData},
 };
 
 pub(crate) use block_op::block;
@@ -26,6 +26,11 @@ pub(crate) use step::{adamw, scatter_add, sum, sum_of_squares};
 pub(crate) type FlexTensor = FloatTensor<Flex>;
 /// The same with its place in a graph.
 pub(crate) type TrackedTensor = FloatTensor<Autodiff<Flex>>;
+
+/// Whether the device is flex.
+pub(crate) fn runs_on(device: &Device) -> bool {
+    plain(Tensor::<1>::zeros([1], device)).is_some()
+}
 
 /// The tensor as flex stores it, made contiguous; `None` on other devices.
 pub(crate) fn plain<const D: usize>(tensor: Tensor<D>) -> Option<FlexTensor> {
