@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use burn::tensor::{Device, Int, Tensor, TensorData, activation};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use slmc_data::Batch;
 use slmc_ir::{ModelSpec, SourceError, TensorKey, TokenId, Weight, WeightSource};
 use slmc_model::{AdamW, AdamWHyper, Decoder, Grads, Moment, distillation_loss, gradients, next_token_loss};
@@ -13,9 +13,6 @@ use crate::batches::{n_targets, target_positions, weights};
 use crate::run_folder::{MODEL_FILE, OPTIMIZER_FILE, SavedFile};
 use crate::tensor_file::{self, Entry, TensorFile};
 use crate::{DistillSettings, EvalFigures, LossFigures, TrainError, TrainSettings};
-
-/// Rows of logits that exist at once in an evaluation.
-const EVAL_ROWS: usize = 256;
 
 /// What a step did.
 pub(crate) struct StepFigures {
@@ -33,9 +30,9 @@ pub(crate) struct Learner {
 
 impl Learner {
     /// A student at the start of its run.
-    pub(crate) fn new(student: Decoder, teacher: Option<&Decoder>) -> Self {
+    pub(crate) fn new(student: Decoder, teacher: Option<&Decoder>, settings: &TrainSettings) -> Self {
         Self {
-            student: student.for_training(),
+            student: trainable(student, settings),
             teacher: teacher.map(Decoder::for_evaluation),
             optimizer: AdamW::new(),
         }
@@ -47,11 +44,12 @@ impl Learner {
         step: u64,
         spec: &ModelSpec,
         teacher: Option<&Decoder>,
+        settings: &TrainSettings,
         device: &Device,
     ) -> Result<Self, TrainError> {
         let source = CheckpointSource::open(&folder.join(MODEL_FILE), spec)?;
-        let student =
-            Decoder::load(&source, device).map_err(|e| TrainError::checkpoint(folder, e))?.for_training();
+        let student = Decoder::load(&source, device).map_err(|e| TrainError::checkpoint(folder, e))?;
+        let student = trainable(student, settings);
         let optimizer = restore_optimizer(&folder.join(OPTIMIZER_FILE), step, &student)?;
         Ok(Self { student, teacher: teacher.map(Decoder::for_evaluation), optimizer })
     }
@@ -150,20 +148,24 @@ impl Learner {
             numbers(parameter.flat())
         })?;
 
-        let moments = self.optimizer.moments();
+        let keys: Vec<TensorKey> = self.optimizer.keys().collect();
         let name = |i: usize| ["first", "second"][i % 2];
-        let entry = |i: usize| {
-            let moment = &moments[i / 2];
-            (format!("{} {}", moment.key, name(i)), moment.key.shape(self.student.spec()))
-        };
-        let entries: Vec<Entry> = (0..moments.len() * 2).map(entry).collect();
+        let entry =
+            |i: usize| (format!("{} {}", keys[i / 2], name(i)), keys[i / 2].shape(self.student.spec()));
+        let entries: Vec<Entry> = (0..keys.len() * 2).map(entry).collect();
         let optimizer = tensor_file::write(&folder.join(OPTIMIZER_FILE), &entries, |i| {
-            let moment = &moments[i / 2];
-            Ok(if i % 2 == 0 { moment.first.clone() } else { moment.second.clone() })
+            let moment = self.optimizer.moment(keys[i / 2]).ok_or(SourceError::Missing(keys[i / 2]))?;
+            Ok(if i % 2 == 0 { moment.first } else { moment.second })
         })?;
         let file = |name: &str, n_bytes| SavedFile { name: name.to_owned(), n_bytes };
         Ok(vec![file(MODEL_FILE, model), file(OPTIMIZER_FILE, optimizer)])
     }
+}
+
+/// The student with those of its parameters tracked that learn.
+fn trainable(student: Decoder, settings: &TrainSettings) -> Decoder {
+    let student = student.for_training();
+    if settings.freeze_embedding { student.with_frozen_embedding() } else { student }
 }
 
 /// Distillation over the target positions of a batch; kl and cross-entropy come out times `share`.
@@ -181,9 +183,22 @@ fn distill_loss(
     let targets: Vec<TokenId> = positions.iter().map(|&i| batch.targets[i]).collect();
     let hidden = rows_at(hidden, &positions, batch);
     let teacher_hidden = rows_at(teacher_hidden, &positions, batch);
+    let apart = (distill.hidden_weight > 0.0)
+        .then(|| hidden_difference(hidden.clone(), teacher_hidden.clone()) * (distill.hidden_weight as f32));
     let result = distillation_loss(hidden, head, teacher_hidden, teacher_head, &targets, temperature, alpha);
     let scaled = |figure: f32| Some(f64::from(figure) * share);
-    (result.total, LossFigures { loss: 0.0, kl: scaled(result.kl), ce: scaled(result.cross_entropy) })
+    let total = match apart {
+        Some(apart) => result.total + apart,
+        None => result.total,
+    };
+    (total, LossFigures { loss: 0.0, kl: scaled(result.kl), ce: scaled(result.cross_entropy) })
+}
+
+/// Mean square of the difference of the final hidden states, as a share of the teacher's mean square; `[1]`.
+fn hidden_difference(student: Tensor<3>, teacher: Tensor<3>) -> Tensor<1> {
+    let mean_square = (teacher.clone() * teacher.clone()).mean().into_scalar::<f32>();
+    let difference = student - teacher.autodiff();
+    (difference.clone() * difference).mean() / mean_square.max(f32::MIN_POSITIVE)
 }
 
 /// The hidden states of some positions, `[1, n, d_model]`; all of them as they are when none is left out.
@@ -207,22 +222,8 @@ fn add(sum: &mut LossFigures, part: LossFigures) {
 
 /// Sum over a batch's targets of `-log p`, in nats.
 fn nll_sum(hidden: Tensor<3>, head: Tensor<2>, batch: &Batch) -> f64 {
-    let positions = target_positions(batch);
-    let [_, _, d_model] = hidden.dims();
-    let hidden = hidden.reshape([batch.targets.len(), d_model]);
-    let device = hidden.device();
-    let mut sum = 0.0;
-    for chunk in positions.chunks(EVAL_ROWS) {
-        let ids =
-            |numbers: Vec<i32>| Tensor::<1, Int>::from_data(TensorData::new(numbers, [chunk.len()]), &device);
-        let rows = hidden.clone().select(0, ids(chunk.iter().map(|&i| i as i32).collect()));
-        let targets = ids(chunk.iter().map(|&i| batch.targets[i].cast_signed()).collect());
-        let log_p = activation::log_softmax(rows.matmul(head.clone().transpose()), 1);
-        let picked = log_p.gather(1, targets.reshape([chunk.len(), 1]));
-        let picked = picked.into_data_as::<f32>();
-        sum -= picked.iter::<f32>().map(f64::from).sum::<f64>();
-    }
-    sum
+    let mean = next_token_loss(hidden, head, &batch.targets, weights(batch).as_deref());
+    f64::from(mean.into_scalar::<f32>()) * n_targets(batch) as f64
 }
 
 /// A batch's inputs, `[batch_size, seq_len]`.

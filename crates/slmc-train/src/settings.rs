@@ -25,11 +25,14 @@ pub struct DistillSettings {
     pub temperature: f64,
     /// Share of the KL divergence in the loss, 0 to 1; the rest is next-token cross-entropy. Default 1.
     pub alpha: f64,
+    /// Weight of the difference of the final hidden states: its mean square as a share of the teacher's (TinyBERT,
+    /// arXiv:1909.10351, equation 8, at the last layer). Needs a student as wide as its teacher. Default 0.
+    pub hidden_weight: f64,
 }
 
 impl Default for DistillSettings {
     fn default() -> Self {
-        Self { temperature: 1.0, alpha: 1.0 }
+        Self { temperature: 1.0, alpha: 1.0, hidden_weight: 0.0 }
     }
 }
 
@@ -74,6 +77,8 @@ pub struct TrainSettings {
     pub seed: u64,
     /// Whether blocks are computed again in the backward pass: less memory, a third more time. Default false.
     pub recompute: bool,
+    /// Whether the embedding and the head stay as they are. Default false.
+    pub freeze_embedding: bool,
     /// Distillation; left out, the student learns the next token alone.
     pub distill: Option<DistillSettings>,
 }
@@ -98,6 +103,7 @@ impl Default for TrainSettings {
             keep_checkpoints: 1,
             seed: 0,
             recompute: false,
+            freeze_embedding: false,
             distill: None,
         }
     }
@@ -143,10 +149,12 @@ impl TrainSettings {
         for (field, value, is_good, why) in numbers {
             require(is_good, field, value, why)?;
         }
-        if let Some(DistillSettings { temperature, alpha }) = self.distill {
+        if let Some(DistillSettings { temperature, alpha, hidden_weight }) = self.distill {
             let is_good = temperature.is_finite() && temperature > 0.0;
             require(is_good, "distill.temperature", temperature, "must be a finite number above 0")?;
             require((0.0..=1.0).contains(&alpha), "distill.alpha", alpha, "must be 0 to 1")?;
+            let weight_is_sane = hidden_weight >= 0.0 && hidden_weight.is_finite();
+            require(weight_is_sane, "distill.hidden_weight", hidden_weight, "must be 0 or more")?;
         }
         Ok(())
     }
@@ -212,7 +220,7 @@ mod tests {
         check(TrainSettings { learning_rate: f64::INFINITY, ..default() }, "learning_rate");
         check(TrainSettings { final_learning_rate: Some(1.0), ..default() }, "final_learning_rate");
         check(TrainSettings { beta2: 1.0, ..default() }, "beta2");
-        let distill = Some(DistillSettings { temperature: 0.0, alpha: 1.0 });
+        let distill = Some(DistillSettings { temperature: 0.0, ..DistillSettings::default() });
         check(TrainSettings { distill, ..default() }, "distill.temperature");
     }
 }

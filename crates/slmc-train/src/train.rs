@@ -95,13 +95,13 @@ pub fn train(
             saved.state.check_same_run(run_dir, settings, &inputs_hash)?;
             let spec = student.spec().clone();
             drop(student); // before the checkpoint's weights take its place in memory
-            let learner = Learner::restore(&saved.path, saved.state.step, &spec, teacher, device)?;
+            let learner = Learner::restore(&saved.path, saved.state.step, &spec, teacher, settings, device)?;
             let step = saved.state.step;
             let mut state = saved.state;
             state.settings = settings.clone();
             (learner, state, Some(step))
         }
-        None => (Learner::new(student, teacher), RunState::new(settings, &inputs_hash), None),
+        None => (Learner::new(student, teacher, settings), RunState::new(settings, &inputs_hash), None),
     };
     let metrics = Metrics::open(&folder.metrics(), saved_step)?;
     let clock = Clock::new(host, state.seconds);
@@ -288,10 +288,6 @@ impl Run<'_> {
         let mut note = format!("loss {loss:.2}");
         if step_seconds > 0.0 {
             note += &format!(" · {:.0} tok/s", self.settings.tokens_per_step() as f64 / step_seconds);
-            if let Some(total) = self.state.plan.total_steps {
-                let minutes = total.saturating_sub(self.state.step) as f64 * step_seconds / 60.0;
-                note += &format!(" · {minutes:.0} min left");
-            }
         }
         self.host.advance_to(self.state.tokens, &note);
     }

@@ -39,7 +39,7 @@ fn teacher() -> slmc_model::Decoder {
 #[test]
 fn distillation_brings_the_student_to_its_teacher() {
     let teacher = teacher();
-    let distill = Some(DistillSettings { temperature: 2.0, alpha: 0.7 });
+    let distill = Some(DistillSettings { temperature: 2.0, alpha: 0.7, hidden_weight: 0.0 });
     let settings = TrainSettings { distill, ..settings(60) };
     let source = Counting::of(&settings);
     let folder = tempfile::tempdir().unwrap();
@@ -57,8 +57,10 @@ fn distillation_brings_the_student_to_its_teacher() {
 #[test]
 fn distillation_learns_nothing_from_masked_positions() {
     let teacher = teacher();
-    let settings =
-        TrainSettings { distill: Some(DistillSettings { temperature: 1.0, alpha: 0.5 }), ..settings(3) };
+    let settings = TrainSettings {
+        distill: Some(DistillSettings { alpha: 0.5, ..DistillSettings::default() }),
+        ..settings(3)
+    };
     let run = |masked_target| {
         let source = Counting { masked: true, masked_target, ..Counting::of(&settings) };
         let folder = tempfile::tempdir().unwrap();

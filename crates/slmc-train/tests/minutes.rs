@@ -45,7 +45,7 @@ fn minutes_are_filled_with_steps() {
     assert_eq!((outcome.stopped, outcome.steps, outcome.seconds), (Stopped::Completed, 28, 60.0));
     assert_eq!(outcome.plan.total_steps, Some(28));
     let notes = host.notes.lock().unwrap();
-    assert!(notes.iter().any(|note| note.contains("16 tok/s") && note.contains("min left")), "{notes:?}");
+    assert!(notes.iter().any(|note| note.contains("16 tok/s")), "{notes:?}");
 }
 
 #[test]
