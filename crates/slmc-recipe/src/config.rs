@@ -37,20 +37,26 @@ impl StageConfig {
         }
     }
 
-    /// Paths in the settings, to be resolved against the recipe's folder.
-    pub(crate) fn paths_mut(&mut self) -> Vec<&mut String> {
-        match self {
+    /// Paths in the settings, each with what it is for: to be resolved against the recipe's folder.
+    pub(crate) fn paths_mut(&mut self) -> Vec<(&'static str, &mut String)> {
+        let all: Vec<(&'static str, Option<&mut String>)> = match self {
             Self::Fresh(c) => {
-                [Some(&mut c.config), c.tokenizer.as_mut(), c.data.as_mut()].into_iter().flatten().collect()
+                vec![
+                    ("config", Some(&mut c.config)),
+                    ("tokenizer", c.tokenizer.as_mut()),
+                    ("data", c.data.as_mut()),
+                ]
             }
-            Self::Carve(c) => vec![&mut c.calibration],
-            Self::Train(c) => [Some(&mut c.data), c.eval_data.as_mut()].into_iter().flatten().collect(),
-            Self::Distill(c) => {
-                let teacher = c.teacher.as_mut();
-                [Some(&mut c.train.data), c.train.eval_data.as_mut(), teacher].into_iter().flatten().collect()
-            }
+            Self::Carve(c) => vec![("calibration", Some(&mut c.calibration))],
+            Self::Train(c) => vec![("data", Some(&mut c.data)), ("eval_data", c.eval_data.as_mut())],
+            Self::Distill(DistillConfig { train, teacher, .. }) => vec![
+                ("data", Some(&mut train.data)),
+                ("eval_data", train.eval_data.as_mut()),
+                ("teacher", teacher.as_mut()),
+            ],
             Self::Quantize(_) | Self::Export(_) => Vec::new(),
-        }
+        };
+        all.into_iter().filter_map(|(role, path)| Some((role, path?))).collect()
     }
 }
 
@@ -156,6 +162,10 @@ pub struct TrainConfig {
     /// Recompute activations in the backward pass: less memory, a third more time.
     #[serde(default)]
     pub recompute: bool,
+    /// Leave the embedding and the head as they are. For a student cut out of its teacher, short of text: rows of tokens
+    /// that the text lacks would drift, since Adam makes steps of their smallest gradients.
+    #[serde(default)]
+    pub freeze_embedding: bool,
 }
 
 impl TrainConfig {
@@ -185,6 +195,8 @@ pub struct DistillConfig {
     pub temperature: f64,
     /// Weight of the teacher's soft targets; the rest is cross-entropy on the text.
     pub alpha: f64,
+    /// Weight of the difference of the final hidden states; for a student as wide as its teacher.
+    pub hidden_weight: f64,
     /// The loop's settings.
     #[serde(flatten)]
     pub train: TrainConfig,

@@ -1,6 +1,6 @@
 //! A recipe proved: every stage accepts what the one before it leaves.
 
-use slmc_ir::Outline;
+use slmc_ir::{Checkpoint, Outline};
 
 use crate::{Recipe, Stage, StageEntry};
 
@@ -10,6 +10,8 @@ pub struct Plan {
     pub recipe: Recipe,
     /// What goes in.
     pub input: Option<Outline>,
+    /// The recipe's model where whoever planned has it open already; else the runner opens it.
+    pub model: Option<Checkpoint>,
     /// The stages in order.
     pub stages: Vec<PlannedStage>,
 }
@@ -62,6 +64,6 @@ impl Plan {
             let outline = stage.check(before).map_err(|e| rejected(e.to_string()))?;
             stages.push(PlannedStage { entry: entry.clone(), stage, outline });
         }
-        Ok(Self { recipe, input, stages })
+        Ok(Self { recipe, input, model: None, stages })
     }
 }

@@ -132,7 +132,11 @@ impl Recipe {
         };
         self.model.iter_mut().for_each(resolve);
         self.eval.iter_mut().for_each(|eval| resolve(&mut eval.data));
-        self.stages.iter_mut().flat_map(|entry| entry.config.paths_mut()).for_each(resolve);
+        self.stages
+            .iter_mut()
+            .flat_map(|entry| entry.config.paths_mut())
+            .map(|(_, path)| path)
+            .for_each(resolve);
     }
 }
 
@@ -206,7 +210,8 @@ fn distill(mut table: Table, place: &str) -> Result<DistillConfig, RecipeError> 
     let teacher = take(&mut table, "teacher")?;
     let temperature = take(&mut table, "temperature")?.unwrap_or(DistillConfig::TEMPERATURE);
     let alpha = take(&mut table, "alpha")?.unwrap_or(DistillConfig::ALPHA);
-    Ok(DistillConfig { teacher, temperature, alpha, train: typed(table, place)? })
+    let hidden_weight = take(&mut table, "hidden_weight")?.unwrap_or(0.0);
+    Ok(DistillConfig { teacher, temperature, alpha, hidden_weight, train: typed(table, place)? })
 }
 
 /// Applies one `stage.key=value` (or `key=value` at the top). The value is TOML; what is not TOML is a string.

@@ -1,12 +1,17 @@
 //! Carries a plan out: stage by stage, keeping what is finished.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use slmc_ir::{Checkpoint, Host};
+use slmc_ir::{Checkpoint, Host, Input};
 
-use crate::{FinishedStage, Plan, PlannedStage, RunFolder, StageContext, StageError, folder::size_of};
+use crate::{
+    FinishedStage, Plan, PlannedStage, RunFolder, StageContext, StageEntry, StageError, folder::size_of,
+};
 
 /// What the runner needs of the world around it and must not know itself.
 pub struct Environment<'a> {
@@ -99,7 +104,8 @@ pub fn run(plan: &Plan, folder: &Path, environment: &Environment<'_>) -> Result<
     let in_folder = |error| RunError::Folder { folder: folder.to_owned(), error };
     let run_folder = RunFolder::open(folder).map_err(in_folder)?;
     run_folder.write("plan.json", &plan.recipe).map_err(in_folder)?;
-    let mut runner = Runner { plan, folder: &run_folder, environment, outcomes: Vec::new() };
+    let mut runner =
+        Runner { plan, folder: &run_folder, environment, outcomes: Vec::new(), hashes: BTreeMap::new() };
     let summary = runner.run()?;
     run_folder.write("summary.json", &summary).map_err(in_folder)?;
     Ok(summary)
@@ -110,13 +116,20 @@ struct Runner<'a> {
     folder: &'a RunFolder,
     environment: &'a Environment<'a>,
     outcomes: Vec<StageOutcome>,
+    /// SHA-256 of each file that the recipe names, by its path.
+    hashes: BTreeMap<String, String>,
 }
 
 impl Runner<'_> {
     fn run(&mut self) -> Result<RunSummary, RunError> {
         let recipe = &self.plan.recipe;
-        let model = recipe.model.as_deref().map(|path| self.open(Path::new(path))).transpose()?;
-        let mut key = digest(&[release_line(self.environment.version), &self.inputs_key()?]);
+        let model = match (&self.plan.model, &recipe.model) {
+            (Some(opened), _) => Some(opened.clone()),
+            (None, Some(path)) => Some(self.open(Path::new(path))?),
+            (None, None) => None,
+        };
+        self.hash_inputs()?;
+        let mut key = digest(&[release_line(self.environment.version), &self.inputs_key()]);
         if let (Some(model), Some(path)) = (&model, &recipe.model) {
             self.measure_input(model, path, &key)?;
         }
@@ -124,28 +137,40 @@ impl Runner<'_> {
         for (index, planned) in self.plan.stages.iter().enumerate() {
             let settings = serde_json::to_string(&planned.entry).unwrap_or_default();
             key = digest(&[&key, &settings, &recipe.seed.to_string()]);
-            let artefact = self.stage(index, planned, &key, current.take(), model.as_ref())?;
-            current = Some(self.open(&artefact)?);
+            current = Some(self.stage(index, planned, &key, current.take(), model.as_ref())?);
         }
         Ok(RunSummary { name: recipe.name.clone(), stages: std::mem::take(&mut self.outcomes) })
     }
 
-    /// Hash of the files that the recipe names: a changed input makes a new run of the stages.
-    fn inputs_key(&self) -> Result<String, RunError> {
-        let mut config = self.plan.recipe.clone();
-        let mut paths: Vec<String> = config.model.iter().cloned().collect();
-        paths.extend(config.eval.iter().map(|eval| eval.data.clone()));
-        paths.extend(
-            config.stages.iter_mut().flat_map(|entry| entry.config.paths_mut()).map(|path| path.clone()),
-        );
-        paths.sort();
-        paths.dedup();
-        let mut hashes = Vec::new();
-        for path in &paths {
-            let open = |message| RunError::Open { path: path.into(), message };
-            hashes.push((self.environment.fingerprint)(path).map_err(open)?);
+    /// Hashes every file that the recipe names.
+    fn hash_inputs(&mut self) -> Result<(), RunError> {
+        let recipe = &self.plan.recipe;
+        let mut paths: Vec<String> = recipe.model.iter().cloned().collect();
+        paths.extend(recipe.eval.iter().map(|eval| eval.data.clone()));
+        paths.extend(recipe.stages.iter().flat_map(named_paths).map(|(_, path)| path));
+        for path in paths {
+            if !self.hashes.contains_key(&path) {
+                let open = |message| RunError::Open { path: path.clone().into(), message };
+                let hash = (self.environment.fingerprint)(&path).map_err(open)?;
+                self.hashes.insert(path, hash);
+            }
         }
-        Ok(digest(&hashes.iter().map(String::as_str).collect::<Vec<_>>()))
+        Ok(())
+    }
+
+    /// One hash for all of them: a changed input makes a new run of the stages.
+    fn inputs_key(&self) -> String {
+        digest(&self.hashes.values().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// The files that go into a stage besides what the one before it left.
+    fn inputs(&self, entry: &StageEntry, is_first: bool) -> Vec<Input> {
+        let model = self.plan.recipe.model.iter().filter(|_| is_first).map(|path| ("model", path.clone()));
+        let input = |(role, path): (&str, String)| {
+            let sha256 = self.hashes.get(&path).cloned().unwrap_or_default();
+            Input { role: role.to_owned(), path, sha256 }
+        };
+        model.chain(named_paths(entry)).map(input).collect()
     }
 
     fn measure_input(&mut self, model: &Checkpoint, path: &str, key: &str) -> Result<(), RunError> {
@@ -176,7 +201,7 @@ impl Runner<'_> {
         Ok(())
     }
 
-    /// Runs one stage, or finds it finished; returns its artefact.
+    /// Runs one stage, or finds it finished; returns its artefact, opened.
     fn stage(
         &mut self,
         index: usize,
@@ -184,21 +209,24 @@ impl Runner<'_> {
         key: &str,
         input: Option<Checkpoint>,
         model: Option<&Checkpoint>,
-    ) -> Result<PathBuf, RunError> {
+    ) -> Result<Checkpoint, RunError> {
         let name = &planned.entry.name;
         let folder = self.folder.stage(index, name).map_err(|error| self.folder_error(error))?;
         let known = self.folder.finished(&folder).filter(|result| result.key == key);
         let kept = known.is_some();
         let result = match known {
             Some(result) => result,
-            None => self.carry_out(planned, &folder, key, input, model)?,
+            None => {
+                let inputs = self.inputs(&planned.entry, index == 0);
+                self.carry_out(planned, &folder, key, input, model, &inputs)?
+            }
         };
         let artefact = folder.join(&result.artefact);
         let opened = self.open(&artefact)?;
         let FinishedStage { artefact_bytes, evaluation, seconds, fallbacks, .. } = result;
-        let line = outcome(name, &opened, artefact.clone(), artefact_bytes, evaluation, seconds, kept)?;
+        let line = outcome(name, &opened, artefact, artefact_bytes, evaluation, seconds, kept)?;
         self.outcomes.push(StageOutcome { fallbacks, ..line });
-        Ok(artefact)
+        Ok(opened)
     }
 
     fn carry_out(
@@ -208,6 +236,7 @@ impl Runner<'_> {
         key: &str,
         input: Option<Checkpoint>,
         model: Option<&Checkpoint>,
+        inputs: &[Input],
     ) -> Result<FinishedStage, RunError> {
         let Environment { host, version, .. } = *self.environment;
         let name = &planned.entry.name;
@@ -218,11 +247,16 @@ impl Runner<'_> {
         }
         self.folder.begin(folder, key).map_err(|error| self.folder_error(error))?;
         let started = host.elapsed();
-        let context = StageContext { folder, seed: self.plan.recipe.seed, host, model, version };
+        let settings = &serde_json::to_value(&planned.entry.config).unwrap_or_default();
+        let seed = self.plan.recipe.seed;
+        let context = StageContext { folder, seed, host, model, version, settings, inputs };
         let failed = |error| RunError::Stage { name: name.clone(), error };
         let finished = planned.stage.run(input, &context).map_err(failed)?;
         let seconds = (host.elapsed() - started).as_secs_f64();
-        let evaluation = self.evaluate(name, &self.open(&finished.artefact)?)?;
+        let evaluation = match &self.plan.recipe.eval {
+            Some(_) => self.evaluate(name, &self.open(&finished.artefact)?)?,
+            None => None,
+        };
         let relative = finished.artefact.strip_prefix(folder).unwrap_or(&finished.artefact).to_owned();
         let result = FinishedStage {
             key: key.to_owned(),
@@ -283,6 +317,11 @@ fn outcome(
         seconds,
         kept,
     })
+}
+
+/// The paths in a stage's settings, and what each is for.
+fn named_paths(entry: &StageEntry) -> Vec<(&'static str, String)> {
+    entry.clone().config.paths_mut().into_iter().map(|(role, path)| (role, path.clone())).collect()
 }
 
 /// A patch release changes no result: major and minor version alone decide whether old work is good.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use slmc_ir::{Checkpoint, Host, Outline};
+use slmc_ir::{Checkpoint, Host, Input, Lineage, Outline, Step};
 
 /// One step of a run.
 pub trait Stage {
@@ -26,6 +26,26 @@ pub struct StageContext<'a> {
     pub model: Option<&'a Checkpoint>,
     /// Version of slmc, for the lineage.
     pub version: &'a str,
+    /// The stage's settings, defaults filled in, for the lineage.
+    pub settings: &'a serde_json::Value,
+    /// The files that went in besides what the stage before left, for the lineage.
+    pub inputs: &'a [Input],
+}
+
+impl StageContext<'_> {
+    /// A history with the stage as its last step.
+    pub fn history(&self, before: &Lineage, stage: &dyn Stage, fallbacks: &[String]) -> Lineage {
+        let mut lineage = before.clone();
+        lineage.steps.push(Step {
+            stage: stage.name().to_owned(),
+            slmc_version: self.version.to_owned(),
+            settings: self.settings.clone(),
+            seed: self.seed,
+            inputs: self.inputs.to_vec(),
+            fallbacks: fallbacks.to_vec(),
+        });
+        lineage
+    }
 }
 
 /// What a stage made.

@@ -1,7 +1,7 @@
 //! Measuring an artefact with the Burn model.
 
 use slmc_eval::{Divergence, EvalError, EvalText, Perplexity, Windowing};
-use slmc_ir::{Checkpoint, Host};
+use slmc_ir::{Checkpoint, Host, LanguageModel};
 use slmc_model::{Decoder, Evaluator};
 use slmc_recipe::{EvalConfig, Evaluation, StageError};
 
@@ -31,10 +31,33 @@ pub fn perplexity_of(
     surroundings: &Surroundings,
     host: &dyn Host,
 ) -> Result<Perplexity, StageError> {
+    let mut load = |checkpoint: &Checkpoint| boxed_evaluator(checkpoint, surroundings);
+    perplexity_by(&mut load, checkpoint, data, windowing, surroundings, host)
+}
+
+/// Makes a model of a checkpoint: on a device, in the engine.
+pub type Load<'l> = dyn FnMut(&Checkpoint) -> Result<Box<dyn LanguageModel>, StageError> + 'l;
+
+fn boxed_evaluator(
+    checkpoint: &Checkpoint,
+    surroundings: &Surroundings,
+) -> Result<Box<dyn LanguageModel>, StageError> {
+    Ok(Box::new(evaluator_of(checkpoint, surroundings)?))
+}
+
+/// As [`perplexity_of`], by whatever model `load` makes of the checkpoint; the text is read first.
+pub fn perplexity_by(
+    load: &mut Load<'_>,
+    checkpoint: &Checkpoint,
+    data: &str,
+    windowing: Windowing,
+    surroundings: &Surroundings,
+    host: &dyn Host,
+) -> Result<Perplexity, StageError> {
     let tokenizer = tokenizer_of(checkpoint)?;
     let text = EvalText::new(&tokenizer, &text_of(data, surroundings)?).map_err(eval_error)?;
-    let mut model = evaluator_of(checkpoint, surroundings)?;
-    slmc_eval::perplexity(&mut model, &text, windowing, host).map_err(eval_error)
+    let mut model = load(checkpoint)?;
+    slmc_eval::perplexity(&mut *model, &text, windowing, host).map_err(eval_error)
 }
 
 /// The model, ready to be asked.
@@ -62,6 +85,20 @@ pub fn divergence_of(
     surroundings: &Surroundings,
     host: &dyn Host,
 ) -> Result<Divergence, StageError> {
+    let mut load = |checkpoint: &Checkpoint| boxed_evaluator(checkpoint, surroundings);
+    divergence_by(&mut load, checkpoint, baseline, data, windowing, surroundings, host)
+}
+
+/// As [`divergence_of`], by whatever models `load` makes of the two checkpoints.
+pub fn divergence_by(
+    load: &mut Load<'_>,
+    checkpoint: &Checkpoint,
+    baseline: &Checkpoint,
+    data: &str,
+    windowing: Windowing,
+    surroundings: &Surroundings,
+    host: &dyn Host,
+) -> Result<Divergence, StageError> {
     let tokenizer = tokenizer_of(checkpoint)?;
     if !same_vocabulary(&tokenizer, &tokenizer_of(baseline)?) {
         let message =
@@ -69,9 +106,8 @@ pub fn divergence_of(
         return Err(StageError::Input(message.to_owned()));
     }
     let text = EvalText::new(&tokenizer, &text_of(data, surroundings)?).map_err(eval_error)?;
-    let (mut model, mut base) =
-        (evaluator_of(checkpoint, surroundings)?, evaluator_of(baseline, surroundings)?);
-    slmc_eval::kl_divergence(&mut model, &mut base, &text, windowing, host).map_err(eval_error)
+    let (mut model, mut base) = (load(checkpoint)?, load(baseline)?);
+    slmc_eval::kl_divergence(&mut *model, &mut *base, &text, windowing, host).map_err(eval_error)
 }
 
 fn eval_error(error: EvalError) -> StageError {

@@ -123,6 +123,8 @@ impl Stage for Export {
     fn run(&self, input: Option<Checkpoint>, context: &StageContext<'_>) -> Result<Finished, StageError> {
         let input = input.ok_or_else(|| StageError::Input("there is no model to export".to_owned()))?;
         let artefact = context.folder.join(&self.to);
+        let lineage = context.history(&input.lineage, self, &[]);
+        let input = Checkpoint { lineage, ..input };
         let written =
             write_checkpoint(&input, &artefact, self.dtype, context.host).map_err(StageError::Failed)?;
         let report = json!({"file_bytes": written.file_bytes});

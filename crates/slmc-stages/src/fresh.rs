@@ -75,7 +75,7 @@ impl Stage for Fresh {
             tokenizer: Some(tokenizer),
             generation: None,
             extras: Extras::new(),
-            lineage: Lineage::default(),
+            lineage: context.history(&Lineage::default(), self, &[]),
         };
         let artefact = context.folder.join("model");
         let written = write_hf_folder(&checkpoint, &artefact, &WriteOptions::default(), context.host)

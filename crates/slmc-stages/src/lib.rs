@@ -15,9 +15,11 @@ mod sample;
 mod training;
 
 pub use build::build;
-pub use calibration::{Survey, survey};
+pub use calibration::{Survey, same_vocabulary, survey, tokenizer_of};
 pub use estimate::{Estimate, estimate};
-pub use evaluate::{divergence_of, evaluate, evaluator_of, perplexity_of};
+pub use evaluate::{
+    Load, divergence_by, divergence_of, evaluate, evaluator_of, perplexity_by, perplexity_of,
+};
 pub use export::{Target, write_checkpoint};
 pub use open::{fingerprint_of, open_model, outline_of};
 pub use sample::{SampleSettings, sample_documents};

@@ -89,7 +89,8 @@ impl Stage for Quantize {
         }
         let encoded =
             Encoded::new(Arc::clone(&input.weights), plan).map_err(|e| StageError::Failed(e.to_string()))?;
-        let checkpoint = input.with_weights(Arc::new(encoded));
+        let lineage = context.history(&input.lineage, self, &fallbacks);
+        let checkpoint = Checkpoint { lineage, ..input.with_weights(Arc::new(encoded)) };
         let artefact = context.folder.join("model.gguf");
         let written = write_gguf(&checkpoint, &artefact, &WriteOptions::default(), context.host)
             .map_err(|e| StageError::Failed(e.to_string()))?;

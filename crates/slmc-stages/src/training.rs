@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::json;
 use slmc_data::{Batches, PackedTokens, Split};
 use slmc_interop::{WriteOptions, write_hf_folder};
-use slmc_ir::{Checkpoint, Format, Lineage, Outline, Step};
+use slmc_ir::{Checkpoint, Format, Outline};
 use slmc_model::Decoder;
 use slmc_recipe::{Budget, DistillConfig, Finished, Rejection, Stage, StageContext, StageError, TrainConfig};
 use slmc_train::{DistillSettings, Stopped, TrainInputs, TrainSettings, train};
@@ -43,7 +43,11 @@ impl Training {
         if !(config.temperature > 0.0 && config.temperature.is_finite()) {
             return Err(format!("temperature = {}: must be above 0", config.temperature));
         }
-        let settings = DistillSettings { temperature: config.temperature, alpha: config.alpha };
+        if !(config.hidden_weight >= 0.0 && config.hidden_weight.is_finite()) {
+            return Err(format!("hidden_weight = {}: must be 0 or more", config.hidden_weight));
+        }
+        let DistillConfig { temperature, alpha, hidden_weight, .. } = config;
+        let settings = DistillSettings { temperature, alpha, hidden_weight };
         Ok(Self {
             teaching: Some(Teaching { teacher: config.teacher, settings }),
             config: config.train,
@@ -76,6 +80,7 @@ impl Training {
             checkpoint_every: config.checkpoint_every,
             seed,
             recompute: config.recompute,
+            freeze_embedding: config.freeze_embedding,
             distill: self.teaching.as_ref().map(|teaching| teaching.settings),
             ..TrainSettings::default()
         }
@@ -108,6 +113,21 @@ impl Training {
         let teacher = named.or_else(|| context.model.cloned());
         let none = "distillation needs a teacher: the recipe's `model`, or `teacher` in the stage";
         teacher.map(Some).ok_or_else(|| StageError::Input(none.to_owned()))
+    }
+}
+
+impl Training {
+    /// Hidden states can be compared only where they are as wide.
+    fn check_same_width(&self, teacher: &Checkpoint, student: &Checkpoint) -> Result<(), StageError> {
+        let compares = self.teaching.as_ref().is_some_and(|teaching| teaching.settings.hidden_weight > 0.0);
+        let (theirs, ours) = (teacher.spec().d_model, student.spec().d_model);
+        if compares && theirs != ours {
+            let message = format!(
+                "hidden_weight: the student's d_model is {ours} and the teacher's {theirs}: leave it at 0"
+            );
+            return Err(StageError::Input(message));
+        }
+        Ok(())
     }
 }
 
@@ -145,6 +165,7 @@ impl Stage for Training {
         let teacher = self.teacher(context)?;
         if let Some(teacher) = &teacher {
             check_same_tokenizer(teacher, &input)?;
+            self.check_same_width(teacher, &input)?;
         }
         let (train_batches, eval_batches) = self.batches(&input, context.seed)?;
         let mut fallbacks = Vec::new();
@@ -211,16 +232,7 @@ impl Training {
         context: &StageContext<'_>,
     ) -> Result<Finished, StageError> {
         let float = float_of(&outline_of(input).map_err(StageError::Failed)?);
-        let step = Step {
-            stage: self.name().to_owned(),
-            slmc_version: context.version.to_owned(),
-            settings: serde_json::to_value(&self.config).unwrap_or_default(),
-            seed: context.seed,
-            inputs: Vec::new(),
-            fallbacks: fallbacks.clone(),
-        };
-        let mut lineage: Lineage = input.lineage.clone();
-        lineage.steps.push(step);
+        let lineage = context.history(&input.lineage, self, &fallbacks);
         let checkpoint =
             Checkpoint { weights: Arc::new(outcome.student.to_source()), lineage, ..input.clone() };
         let artefact = context.folder.join("model");

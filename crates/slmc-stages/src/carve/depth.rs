@@ -1,13 +1,22 @@
 //! Which blocks go.
 
-use burn::tensor::{Int, Tensor, TensorData, activation::log_softmax};
+use burn::tensor::Tensor;
 use slmc_compress::{BlockInfluence, Candidates, ChooseError, LayerChoice, choose_layers};
+use slmc_ir::TokenId;
+use slmc_model::next_token_loss;
 use slmc_recipe::StageError;
 
 use super::surgeon::{Surgeon, TokenBatch, failed, rows};
 
 /// Blocks that are tried in each round of removal: those of least influence.
 const CANDIDATES: usize = 8;
+
+/// The first of the `n` blocks of least influence.
+fn lowest(influences: &[f64], n: usize) -> usize {
+    let mut blocks: Vec<usize> = (0..influences.len()).collect();
+    blocks.sort_by(|&a, &b| influences[a].total_cmp(&influences[b]).then(a.cmp(&b)));
+    blocks.into_iter().take(n).min().unwrap_or(0)
+}
 
 impl Surgeon<'_> {
     pub(super) fn blocks_to_remove(&self, n_removed: usize) -> Result<LayerChoice, StageError> {
@@ -16,6 +25,10 @@ impl Surgeon<'_> {
             return Ok(LayerChoice { removed: Vec::new(), losses: Vec::new(), trials: Vec::new() });
         }
         let influences = self.influences()?;
+        // What comes before every block that may be tried is the same in each trial.
+        let first = lowest(&influences, CANDIDATES + n_removed - 1);
+        let beginnings: Vec<Tensor<3>> =
+            self.batches.iter().map(|batch| self.hidden_before(first, batch)).collect();
         let host = self.context.host;
         host.begin("carve: blocks", (n_removed * CANDIDATES) as u64, "trials");
         let mut n_trials = 0;
@@ -26,7 +39,7 @@ impl Surgeon<'_> {
                     "nothing is lost but this stage's measurements".to_owned(),
                 ));
             }
-            let loss = self.loss_without(removed);
+            let loss = self.loss_without(removed, first, &beginnings);
             n_trials += 1;
             host.advance_to(n_trials, &format!("loss {loss:.3}"));
             Ok(loss)
@@ -53,12 +66,18 @@ impl Surgeon<'_> {
         stats.iter().map(BlockInfluence::score).collect::<Result<_, _>>().map_err(failed)
     }
 
-    /// Mean next-token loss on the calibration set without some blocks.
-    fn loss_without(&self, removed: &[usize]) -> f64 {
+    /// The residual stream of a batch before a block.
+    fn hidden_before(&self, block: usize, batch: &TokenBatch) -> Tensor<3> {
+        let embedded = self.decoder.embed(batch.tensor(&self.device));
+        (0..block).fold(embedded, |hidden, index| self.decoder.block(index, hidden))
+    }
+
+    /// Mean next-token loss on the calibration set without some blocks, from each batch's stream before block `first`.
+    fn loss_without(&self, removed: &[usize], first: usize, beginnings: &[Tensor<3>]) -> f64 {
         let mut sum = 0.0;
-        for batch in &self.batches {
-            let mut hidden = self.decoder.embed(batch.tensor(&self.device));
-            for index in (0..self.decoder.spec().n_layers).filter(|index| !removed.contains(index)) {
+        for (batch, beginning) in self.batches.iter().zip(beginnings) {
+            let mut hidden = beginning.clone();
+            for index in (first..self.decoder.spec().n_layers).filter(|index| !removed.contains(index)) {
                 hidden = self.decoder.block(index, hidden);
             }
             sum += self.nll(self.decoder.final_norm(hidden), batch);
@@ -66,18 +85,14 @@ impl Surgeon<'_> {
         sum / (self.config.n_sequences * (self.config.seq_len - 1)) as f64
     }
 
-    /// Sum of the negative log-likelihoods of each sequence's tokens but the first; a sequence's logits at a time.
+    /// Sum of the negative log-likelihoods of each sequence's tokens but the first.
     fn nll(&self, hidden: Tensor<3>, batch: &TokenBatch) -> f64 {
-        let head = self.decoder.head().transpose();
-        let n_scored = batch.seq_len - 1;
-        let mut sum = 0.0;
-        for (index, tokens) in batch.tokens.chunks_exact(batch.seq_len).enumerate() {
-            let rows = hidden.clone().narrow(0, index, 1).squeeze_dim::<2>(0).narrow(0, 0, n_scored);
-            let targets: Vec<i32> = tokens[1..].iter().map(|&token| token.cast_signed()).collect();
-            let targets = Tensor::<2, Int>::from_data(TensorData::new(targets, [n_scored, 1]), &self.device);
-            let likelihoods = log_softmax(rows.matmul(head.clone()), 1).gather(1, targets);
-            sum -= f64::from(likelihoods.sum().into_scalar::<f32>());
-        }
-        sum
+        let n = batch.tokens.len();
+        // Each position's target is the next token; what follows a sequence's last is of no weight.
+        let targets: Vec<TokenId> = (1..=n).map(|next| batch.tokens[next % n]).collect();
+        let weights: Vec<f32> =
+            (1..=n).map(|next| if next.is_multiple_of(batch.seq_len) { 0.0 } else { 1.0 }).collect();
+        let mean = next_token_loss(hidden, self.decoder.head(), &targets, Some(&weights));
+        f64::from(mean.into_scalar::<f32>()) * (n - batch.n_sequences) as f64
     }
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 use slmc_interop::{WriteOptions, write_hf_folder};
-use slmc_ir::{Checkpoint, Format, Lineage, ModelSpec, Outline, Step};
+use slmc_ir::{Checkpoint, Format, ModelSpec, Outline};
 use slmc_model::Decoder;
 use slmc_recipe::{CarveConfig, Finished, Rejection, Stage, StageContext, StageError};
 
@@ -92,15 +92,7 @@ impl Stage for Carve {
             "n_layers": spec.n_layers,
             "d_ff": spec.d_ff,
         });
-        let mut lineage: Lineage = input.lineage.clone();
-        lineage.steps.push(Step {
-            stage: self.name().to_owned(),
-            slmc_version: context.version.to_owned(),
-            settings: serde_json::to_value(&self.config).unwrap_or_default(),
-            seed: context.seed,
-            inputs: Vec::new(),
-            fallbacks: Vec::new(),
-        });
+        let lineage = context.history(&input.lineage, self, &[]);
         let checkpoint = Checkpoint { weights: Arc::new(weights), lineage, ..input.clone() };
         let artefact = context.folder.join("model");
         write_hf_folder(&checkpoint, &artefact, &WriteOptions::default(), context.host)
