@@ -14,6 +14,17 @@ pub const N_TOKENS: usize = 261;
 /// Rows of the embedding.
 pub const VOCAB_SIZE: usize = 264;
 
+/// The small files of a Hugging Face folder, the weights' last: what fuzzing damages, in the order of its seeds' first byte.
+pub const FOLDER_FILES: [&str; 7] = [
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "slmc.json",
+    "model.safetensors",
+];
+
 /// A spec small enough to write in a millisecond, with unequal dimensions everywhere.
 pub fn spec(family: Family) -> ModelSpec {
     ModelSpec {

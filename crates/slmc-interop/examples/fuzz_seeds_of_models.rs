@@ -1,0 +1,84 @@
+//! Writes what the fuzz targets of models, tokenizers, recipes and data start from.
+//!
+//! ```text
+//! cargo run -p slmc-interop --example fuzz_seeds_of_models -- fuzz/corpus [FOLDER.of.a.model | RECIPE.toml | DATA.jsonl …]
+//! ```
+//!
+//! Tiny models of every kind, and of what is given: a model folder's small files, a recipe or a manifest as it is,
+//! the first lines of a text or a JSONL file.
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+use std::{
+    env,
+    error::Error,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use common::{FOLDER_FILES, bpe, checkpoint, every_spec};
+use slmc_formats::GgufHeader;
+use slmc_interop::{WriteOptions, open, write_gguf, write_hf_folder};
+use slmc_ir::SilentHost;
+
+/// The order of the target `documents`.
+const KINDS: [&str; 4] = ["txt", "jsonl", "json", "toml"];
+/// Larger seeds only make the fuzzer slow.
+const MAX_SEED_BYTES: usize = 16 << 10;
+
+type Outcome = Result<(), Box<dyn Error>>;
+
+fn main() -> Outcome {
+    let mut args = env::args_os().skip(1).map(PathBuf::from);
+    let corpus = args.next().ok_or("usage: fuzz_seeds_of_models CORPUS [FOLDER | RECIPE.toml | DATA …]")?;
+    let scratch = tempfile::tempdir()?;
+    for (i, spec) in every_spec().into_iter().enumerate() {
+        let (gguf, folder) = (scratch.path().join("model.gguf"), scratch.path().join("model"));
+        write_gguf(&checkpoint(spec, Some(bpe())), &gguf, &WriteOptions::default(), &SilentHost)?;
+        let bytes = fs::read(&gguf)?;
+        let n_header = GgufHeader::parse(&bytes)?.data_start as usize;
+        seed(&corpus, "gguf_model", &format!("tiny_{i}"), &[], &bytes[..n_header])?;
+        write_hf_folder(&open(&gguf)?, &folder, &WriteOptions::default(), &SilentHost)?;
+        folder_seeds(&corpus, &folder, &format!("tiny_{i}"))?;
+        fs::remove_dir_all(&folder)?;
+    }
+    for (i, path) in args.enumerate() {
+        let name = format!("real_{i}");
+        if path.is_dir() {
+            folder_seeds(&corpus, &path, &name)?;
+            continue;
+        }
+        let bytes = fs::read(&path)?;
+        let extension = path.extension().unwrap_or_default().to_string_lossy().into_owned();
+        let kind = KINDS.iter().position(|&kind| kind == extension).unwrap_or(0);
+        seed(&corpus, "documents", &name, &[kind as u8], &bytes)?;
+        if extension == "toml" {
+            seed(&corpus, "recipe", &name, &[], &bytes)?;
+        }
+    }
+    Ok(())
+}
+
+fn folder_seeds(corpus: &Path, folder: &Path, name: &str) -> Outcome {
+    for (choice, file) in FOLDER_FILES.into_iter().enumerate() {
+        let path = folder.join(file);
+        if !path.is_file() || fs::metadata(&path)?.len() > 1 << 20 {
+            continue;
+        }
+        let bytes = fs::read(path)?;
+        seed(corpus, "hf_folder", &format!("{name}_{choice}"), &[choice as u8], &bytes)?;
+        if file == "tokenizer.json" {
+            seed(corpus, "tokenizer", name, &[], &bytes)?;
+        }
+    }
+    Ok(())
+}
+
+fn seed(corpus: &Path, target: &str, name: &str, prefix: &[u8], bytes: &[u8]) -> Outcome {
+    let folder = corpus.join(target);
+    fs::create_dir_all(&folder)?;
+    let kept = &bytes[..bytes.len().min(MAX_SEED_BYTES)];
+    fs::write(folder.join(name), [prefix, kept].concat())?;
+    Ok(())
+}
