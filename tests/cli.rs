@@ -17,9 +17,13 @@ fn every_verb_has_help_with_an_example() {
         &["export"],
         &["train"],
         &["distill"],
+        &["prune"],
         &["quantize"],
         &["eval", "ppl"],
         &["eval", "kld"],
+        &["generate"],
+        &["chat"],
+        &["bench"],
         &["data", "inspect"],
         &["completions"],
         &["man"],
@@ -44,6 +48,20 @@ fn wrong_commands_end_with_2_and_a_hint() {
     check_refused(["quantize", teacher, "--format", "iq4_xs", "--out", "x.gguf"], "not made yet");
     check_refused(["quantize", teacher, "--format", "q4_0", "--out", "folder"], ".gguf");
     check_refused(["quantize", teacher, "--method", "gptq", "--format", "q4_0", "--out", "x.gguf"], "rtn");
+    let text = tiny_text("train.jsonl");
+    let text = text.to_str().unwrap();
+    check_refused(
+        ["prune", teacher, "--student", "n_layers=9", "--calibration", text, "--out", "x"],
+        "n_layers = 9",
+    );
+    check_refused(
+        ["prune", teacher, "--student", "n_heads=2", "--calibration", text, "--out", "x"],
+        "cannot be carved",
+    );
+    check_refused(
+        ["prune", teacher, "--method", "wanda", "--student", "d_ff=64", "--out", "x"],
+        "structured",
+    );
     check_refused(["convert", teacher, "--dtype", "f8", "--out", "x.gguf"], "f32, f16 or bf16");
     check_refused(["export", teacher, "--target", "vllm", "--out", "x"], "vllm");
     check_refused(["eval", "ppl", teacher, "--data", "no/such.txt"], "no/such.txt");
@@ -61,6 +79,9 @@ fn inspect_says_what_the_model_is() {
     assert_eq!(found["parameters"], 3_640_512);
     assert_eq!(found["bits_per_weight"].as_f64().unwrap().round(), 16.0);
     assert_eq!(found["tensors"].as_array().unwrap().len(), 2 + 8 * 9);
+    assert_eq!(found["tokenizer"]["kind"], "BPE");
+    assert_eq!(found["tokenizer"]["n_tokens"], 4096);
+    assert_eq!(found["tokenizer"]["eos"]["text"], "<|endoftext|>");
     let text = run(["inspect", teacher.to_str().unwrap(), "--tensors"]);
     assert!(String::from_utf8_lossy(&text.stdout).contains("block 7 down"), "{}", stderr(&text));
 }
@@ -71,4 +92,33 @@ fn a_run_that_needs_too_much_memory_is_refused_before_it_starts() {
     check_refused(["--max-mem", "10MB", "run", recipe.to_str().unwrap()], "--max-mem");
     let found = run_json(["check", recipe.to_str().unwrap(), "--target", "llama.cpp"]);
     assert_eq!(found["estimates"].as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn prune_leaves_the_shape_that_was_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("small");
+    let out = out.to_str().unwrap();
+    let (teacher, text) = (tiny_teacher(), tiny_text("train.jsonl"));
+    let found = run_json([
+        "prune",
+        teacher.to_str().unwrap(),
+        "--student",
+        "n_layers=6,d_ff=320",
+        "--calibration",
+        text.to_str().unwrap(),
+        "--set",
+        "n_sequences=2",
+        "--set",
+        "seq_len=64",
+        "--out",
+        out,
+    ]);
+    assert_eq!(found["removed_blocks"].as_array().unwrap().len(), 2);
+    let small = run_json(["inspect", out]);
+    assert_eq!(small["parameters"], found["parameters"]);
+    assert_eq!(small["tensors"].as_array().unwrap().len(), 2 + 6 * 9);
+    let gate = small["tensors"].as_array().unwrap().iter().find(|t| t["name"] == "block 5 gate");
+    assert_eq!(gate.unwrap()["shape"][0], 320, "{small}");
+    assert!(!folder.path().join("small.run").exists(), "the work's folder is left");
 }

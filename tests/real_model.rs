@@ -55,7 +55,7 @@ fn logits_equal_numpy_and_llama_cpp() {
 #[ignore = "needs the real model: cargo xtask fetch"]
 fn perplexity_equals_llama_cpp() {
     let theirs = reference("oracle.py", &["ppl", &f32_gguf(), &wikitext(), "--chunks", "8"]);
-    let ours = run_json(["eval", "ppl", &float_teacher(), "--data", &wikitext(), "--chunks", "8"]);
+    let ours = run_json(["eval", "ppl", &float_teacher(), "--data", &wikitext(), "--chunks", "8", "--exact"]);
     let (ours, theirs) = (ours["ppl"].as_f64().unwrap(), theirs["ppl"].as_f64().unwrap());
     assert!(relative(ours, theirs) <= 0.002, "{ours} and llama.cpp's {theirs}");
 }
@@ -78,7 +78,7 @@ fn every_written_format_is_the_same_model_in_llama_cpp() {
         run_json(["convert", &packed, "--dtype", "f32", "--out", &decoded]);
         let found = reference("oracle.py", &["kld", &decoded, &packed, &wikitext(), "--chunks", "1"]);
         assert!(found["kld"].as_f64().unwrap() < 0.005, "{format}: {found}");
-        let ours = run_json(["eval", "ppl", &packed, "--data", &wikitext(), "--chunks", "1"]);
+        let ours = run_json(["eval", "ppl", &packed, "--data", &wikitext(), "--chunks", "1", "--exact"]);
         let (ours, theirs) = (ours["ppl"].as_f64().unwrap(), found["ppl_base"].as_f64().unwrap());
         assert!(
             relative(ours, theirs) <= 0.002,
@@ -126,7 +126,7 @@ fn the_main_job_makes_a_student_that_llama_cpp_runs() {
     let decoded = decoded.to_str().unwrap();
     run_json(["convert", student, "--dtype", "f32", "--out", decoded]);
     let theirs = reference("oracle.py", &["ppl", decoded, &wikitext(), "--chunks", "2"]);
-    let ours = run_json(["eval", "ppl", student, "--data", &wikitext(), "--chunks", "2"]);
+    let ours = run_json(["eval", "ppl", student, "--data", &wikitext(), "--chunks", "2", "--exact"]);
     let (ours, theirs) = (ours["ppl"].as_f64().unwrap(), theirs["ppl"].as_f64().unwrap());
     assert!(relative(ours, theirs) <= 0.002, "{ours} and llama.cpp's {theirs}");
 }

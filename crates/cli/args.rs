@@ -24,9 +24,10 @@ pub struct Args {
 /// Options that every verb takes.
 #[derive(Clone, Debug, clap::Args)]
 pub struct GlobalArgs {
-    /// Where training runs: flex (CPU, built in), tch, cuda[:i], wgpu, as far as compiled in
-    #[arg(long, global = true, default_value = "flex", value_name = "DEVICE")]
-    pub device: String,
+    /// Where training runs: flex (CPU, built in; the default), tch, cuda[:i], wgpu, as far as compiled in. Given to
+    /// eval, it measures by the training code's float model instead of the engine
+    #[arg(long, global = true, value_name = "DEVICE")]
+    pub device: Option<String>,
     /// Threads; all cores when absent
     #[arg(long, global = true, value_name = "N")]
     pub threads: Option<usize>,
@@ -77,12 +78,26 @@ pub enum Verb {
         after_help = "Example: slmc distill --teacher model/ --student n_layers=24,d_ff=1152 --data books.toml --minutes 30 --out student/"
     )]
     Distill(DistillArgs),
+    /// Cut a smaller model out of a model
+    #[command(
+        after_help = "Example: slmc prune model/ --student n_layers=24,d_ff=1152 --calibration books.toml --out small/"
+    )]
+    Prune(PruneArgs),
     /// Store a model in fewer bits a weight
     #[command(after_help = "Example: slmc quantize model/ --method rtn --format q4_0 --out model.gguf")]
     Quantize(QuantizeArgs),
     /// Measure a model
     #[command(subcommand)]
     Eval(EvalVerb),
+    /// Go on from a text
+    #[command(after_help = "Example: slmc generate model.gguf --prompt 'The moon is' --max-tokens 64")]
+    Generate(GenerateArgs),
+    /// Talk to a model; /new begins again, /exit ends
+    #[command(after_help = "Example: slmc chat model.gguf --temperature 0.2")]
+    Chat(ChatArgs),
+    /// Measure how fast the engine reads a prompt (pp) and writes (tg)
+    #[command(after_help = "Example: slmc bench model.gguf --pp 512 --tg 128 --threads 2 --json")]
+    Bench(BenchArgs),
     /// Look at a dataset
     #[command(subcommand)]
     Data(DataVerb),
@@ -224,6 +239,27 @@ pub struct DistillArgs {
 }
 
 #[derive(Debug, clap::Args)]
+pub struct PruneArgs {
+    /// The model
+    pub model: String,
+    /// What goes: structured (whole blocks by the loss without them, MLP channels by what they add, the rest refitted)
+    #[arg(long, default_value = "structured", value_parser = ["structured"], value_name = "M")]
+    pub method: String,
+    /// The shape that stays: n_layers=24,d_ff=1152
+    #[arg(long, value_name = "SHAPE")]
+    pub student: String,
+    /// Text on which importance is measured: text, JSONL, a folder of texts or a dataset manifest
+    #[arg(long, value_name = "D")]
+    pub calibration: String,
+    /// A folder or a .gguf file
+    #[arg(long, value_name = "PATH")]
+    pub out: PathBuf,
+    /// Any other setting of the stage: n_sequences=32, seq_len=512, compensate=false
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+#[derive(Debug, clap::Args)]
 pub struct QuantizeArgs {
     /// The model
     pub model: String,
@@ -262,6 +298,9 @@ pub struct TextArgs {
     /// Chunks; all of the text when absent
     #[arg(long, value_name = "N")]
     pub chunks: Option<usize>,
+    /// Keep activations and cache in f32: the weights as they decode, slower
+    #[arg(long)]
+    pub exact: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -284,6 +323,84 @@ pub struct KldArgs {
     pub baseline: String,
     #[command(flatten)]
     pub text: TextArgs,
+}
+
+/// How tokens are chosen; shared by `generate` and `chat`. The seed is --seed, 0 when absent.
+#[derive(Debug, clap::Args)]
+pub struct SamplingArgs {
+    /// Most tokens of an answer
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    pub max_tokens: usize,
+    /// Above 1 softens, below 1 sharpens; 0 always takes the likeliest token
+    #[arg(long, default_value_t = 0.8, value_name = "T")]
+    pub temperature: f64,
+    /// Only so many of the likeliest tokens; 0 for all
+    #[arg(long, default_value_t = 40, value_name = "K")]
+    pub top_k: usize,
+    /// Only the likeliest tokens that together reach this probability
+    #[arg(long, default_value_t = 0.95, value_name = "P")]
+    pub top_p: f64,
+    /// Only tokens at least this many times as likely as the likeliest
+    #[arg(long, default_value_t = 0.05, value_name = "P")]
+    pub min_p: f64,
+    /// Makes the last 64 tokens less likely; 1 leaves them
+    #[arg(long, default_value_t = 1.0, value_name = "F")]
+    pub repeat_penalty: f64,
+    /// A string that ends the text; may be given several times
+    #[arg(long, value_name = "S")]
+    pub stop: Vec<String>,
+    /// Tokens of the context; what the model sees at most, or what is needed, when absent
+    #[arg(long, value_name = "N")]
+    pub ctx: Option<usize>,
+    /// A smaller model with the same tokenizer, to write ahead; the distribution stays the model's own
+    #[arg(long, value_name = "SMALL")]
+    pub draft: Option<String>,
+    /// Tokens that it writes ahead
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    pub draft_tokens: usize,
+    /// Keep activations and cache in f32: the weights as they decode, slower
+    #[arg(long)]
+    pub exact: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct GenerateArgs {
+    /// The model
+    pub model: String,
+    /// The text to go on from
+    #[arg(long, value_name = "P")]
+    pub prompt: String,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct ChatArgs {
+    /// The model
+    pub model: String,
+    /// What the model is told before the first message
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct BenchArgs {
+    /// The model
+    pub model: String,
+    /// Tokens of the prompt
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    pub pp: usize,
+    /// Tokens written
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    pub tg: usize,
+    /// Runs, after one to warm up; medians are reported
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub runs: usize,
+    /// Keep activations and cache in f32
+    #[arg(long)]
+    pub exact: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -14,6 +14,7 @@ use clap::Parser;
 use crate::{args::Args, terminal::Terminal};
 
 fn main() -> std::process::ExitCode {
+    silence_caught_panics();
     let args = Args::parse();
     let terminal = Terminal::new(&args.global);
     match verbs::dispatch(&args, &terminal) {
@@ -23,4 +24,14 @@ fn main() -> std::process::ExitCode {
             failure.exit_code()
         }
     }
+}
+
+/// A panic of somebody else's parser that is reported as an error of the input needs no report of its own.
+fn silence_caught_panics() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !slmc_data::panic_becomes_error() {
+            report(panic);
+        }
+    }));
 }

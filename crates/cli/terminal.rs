@@ -32,7 +32,8 @@ struct Running {
     what: String,
     unit: String,
     total: u64,
-    started: Instant,
+    /// When progress was first told, and how much was done by then: what a resumed run begins with took no time now.
+    first: Option<(Instant, u64)>,
     last_line: Instant,
 }
 
@@ -106,19 +107,28 @@ impl Host for Terminal {
         bar.set_prefix(what.to_owned());
         let now = Instant::now();
         let (what, unit) = (what.to_owned(), unit.to_owned());
-        let running = Running { bar, what, unit, total, started: now, last_line: now };
+        let running = Running { bar, what, unit, total, first: None, last_line: now };
         *self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(running);
     }
 
     fn advance_to(&self, done: u64, note: &str) {
         let (interactive, quiet) = (self.interactive, self.quiet);
         self.running(|running| {
+            if running.first.is_none() {
+                running.first = Some((Instant::now(), done));
+                running.bar.reset_eta();
+            }
             running.bar.set_position(done);
             running.bar.set_message(if note.is_empty() { String::new() } else { format!("· {note}") });
             if !interactive && !quiet && running.last_line.elapsed() >= PLAIN_LINE_EVERY {
                 running.last_line = Instant::now();
                 use std::io::Write;
-                let left = time_left(running.started.elapsed(), done, running.total);
+                let (since, before) = running.first.unwrap_or((running.last_line, done));
+                let left = time_left(
+                    since.elapsed(),
+                    done - before.min(done),
+                    running.total - done.min(running.total),
+                );
                 let Running { what, unit, total, .. } = running;
                 let _ = writeln!(std::io::stderr(), "{what}: {done}/{total} {unit}{left} {note}");
             }
@@ -146,11 +156,11 @@ impl Host for Terminal {
     }
 }
 
-fn time_left(elapsed: Duration, done: u64, total: u64) -> String {
-    if done == 0 || total <= done {
+fn time_left(elapsed: Duration, done: u64, to_do: u64) -> String {
+    if done == 0 || to_do == 0 {
         return String::new();
     }
-    let seconds = elapsed.as_secs_f64() * (total - done) as f64 / done as f64;
+    let seconds = elapsed.as_secs_f64() * to_do as f64 / done as f64;
     format!(" · {} left", minutes(seconds))
 }
 
@@ -160,5 +170,18 @@ pub fn minutes(seconds: f64) -> String {
     match whole / 3600 {
         0 => format!("{}:{:02}", whole / 60, whole % 60),
         hours => format!("{hours}:{:02}:{:02}", whole / 60 % 60, whole % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_left_is_of_what_was_done_since_the_beginning() {
+        assert_eq!(time_left(Duration::from_secs(10), 5, 20), " · 0:40 left");
+        assert_eq!(time_left(Duration::from_secs(10), 0, 20), "");
+        assert_eq!(time_left(Duration::from_secs(10), 5, 0), "");
+        assert_eq!(minutes(3725.0), "1:02:05");
     }
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use crate::{fetch, repo};
 
 /// Crates that build without Burn and test in seconds.
-const LIGHT_CRATES: [&str; 10] = [
+const LIGHT_CRATES: [&str; 11] = [
     "slmc-ir",
     "slmc-blocks",
     "slmc-formats",
@@ -17,6 +17,7 @@ const LIGHT_CRATES: [&str; 10] = [
     "slmc-interop",
     "slmc-recipe",
     "slmc-eval",
+    "slmc-engine",
     "xtask",
 ];
 

@@ -1,7 +1,12 @@
 //! One file for each group of verbs.
 
+mod bench;
 mod data;
+mod engine;
 mod eval;
+mod generate;
+mod hashing;
+mod inspect;
 mod meta;
 mod model;
 mod recipe;
@@ -34,18 +39,25 @@ pub fn dispatch(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
         rayon::ThreadPoolBuilder::new().num_threads(n_threads).build_global().or_run()?;
     }
     let data_root = global.data_root.clone().or_else(|| std::env::var_os("SLMC_DATA").map(Into::into));
-    let surroundings = Arc::new(Surroundings { device: global.device.clone(), data_root });
+    let surroundings = Arc::new(Surroundings {
+        device: global.device.clone().unwrap_or_else(|| "flex".to_owned()),
+        data_root,
+    });
     let session = Session { global, terminal, surroundings };
     match &args.verb {
         Verb::Run(args) => recipe::run(args, &session),
         Verb::Check(args) => recipe::check(args, &session),
-        Verb::Inspect(args) => model::inspect(args, &session),
+        Verb::Inspect(args) => inspect::inspect(args, &session),
         Verb::Convert(args) => model::convert(args, &session),
         Verb::Export(args) => model::export(args, &session),
         Verb::Train(args) => single::train(args, &session),
         Verb::Distill(args) => single::distill(args, &session),
+        Verb::Prune(args) => single::prune(args, &session),
         Verb::Quantize(args) => single::quantize(args, &session),
         Verb::Eval(verb) => eval::eval(verb, &session),
+        Verb::Generate(args) => generate::generate(args, &session),
+        Verb::Chat(args) => generate::chat(args, &session),
+        Verb::Bench(args) => bench::bench(args, &session),
         Verb::Data(verb) => data::data(verb, &session),
         Verb::Completions { shell } => meta::completions(*shell),
         Verb::Man => meta::man(),

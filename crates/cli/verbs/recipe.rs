@@ -7,9 +7,9 @@ use std::{
 
 use serde_json::json;
 use slmc_recipe::{Environment, Plan, Recipe, RunError, RunSummary, StageError};
-use slmc_stages::{Target, build, estimate, evaluate, fingerprint_of, open_model, outline_of};
+use slmc_stages::{Target, build, estimate, evaluate, open_model, outline_of};
 
-use super::Session;
+use super::{Session, hashing::Hashing};
 use crate::{
     args::{CheckArgs, RunArgs},
     failure::{Failure, OrFail, input_error},
@@ -29,8 +29,9 @@ pub fn run(args: &RunArgs, session: &Session<'_>) -> Result<(), Failure> {
         args.recipe.display(),
         args.out.as_ref().map_or(String::new(), |o| format!(" --out {}", o.display()))
     );
+    let hashing = Hashing::start(recipe.model.clone());
     let plan = plan(recipe, session)?;
-    let summary = carry_out(&plan, &folder, session, &again)?;
+    let summary = carry_out(&plan, &hashing, &folder, session, &again)?;
     let document = serde_json::to_value(&summary).or_run()?;
     output::print(session.global.json, &document, &summary_text(&summary, &folder))
 }
@@ -79,7 +80,8 @@ pub fn plan(recipe: Recipe, session: &Session<'_>) -> Result<Plan, Failure> {
     let input = recipe.model.as_deref().map(open_model).transpose().map_err(input_error)?;
     let outline = input.as_ref().map(outline_of).transpose().map_err(input_error)?;
     let surroundings = Arc::clone(&session.surroundings);
-    let plan = Plan::new(recipe, outline, |entry| build(entry, &surroundings)).or_input()?;
+    let mut plan = Plan::new(recipe, outline, |entry| build(entry, &surroundings)).or_input()?;
+    plan.model = input;
     if let Some(limit) = session.global.max_mem {
         for estimate in estimate(&plan) {
             if estimate.memory_bytes > limit {
@@ -98,6 +100,7 @@ pub fn plan(recipe: Recipe, session: &Session<'_>) -> Result<Plan, Failure> {
 /// Runs a plan in a folder; `again` is the command that goes on after an interruption.
 pub fn carry_out(
     plan: &Plan,
+    hashing: &Hashing,
     folder: &Path,
     session: &Session<'_>,
     again: &str,
@@ -112,7 +115,7 @@ pub fn carry_out(
     let environment = Environment {
         open: &open,
         evaluate: &measure,
-        fingerprint: &fingerprint_of,
+        fingerprint: &|path: &str| hashing.of(path),
         host: *terminal,
         version: env!("CARGO_PKG_VERSION"),
     };

@@ -1,4 +1,4 @@
-//! Verbs that are recipes of one or two stages: `train`, `distill`, `quantize`. They run through the same code as
+//! Verbs that are recipes of one or two stages: `train`, `distill`, `prune`, `quantize`. They run through the same code as
 //! recipes do, in a folder beside what they make (`OUT.run`), so that nothing is lost when they are stopped.
 
 use std::path::{Path, PathBuf};
@@ -7,9 +7,9 @@ use serde_json::json;
 use slmc_recipe::{Recipe, RunSummary};
 use toml::{Table, Value};
 
-use super::{Session, model, recipe};
+use super::{Session, hashing::Hashing, model, recipe};
 use crate::{
-    args::{DistillArgs, LoopArgs, QuantizeArgs, TrainArgs},
+    args::{DistillArgs, LoopArgs, PruneArgs, QuantizeArgs, TrainArgs},
     failure::{Failure, OrFail, input_error},
     output::{self, count, megabytes},
 };
@@ -59,6 +59,19 @@ pub fn distill(args: &DistillArgs, session: &Session<'_>) -> Result<(), Failure>
     stages.push(distill);
     let work = Work::prepare(&args.out, args.training.resume, args.training.fresh)?;
     work.run(recipe, stages, None, session)
+}
+
+/// Cuts a smaller model out of a model.
+pub fn prune(args: &PruneArgs, session: &Session<'_>) -> Result<(), Failure> {
+    let shape = parse_shape(&args.student)?.ok_or_else(|| {
+        input_error(format!("--student {}: write a shape as n_layers=24,d_ff=1152", args.student))
+    })?;
+    let mut carve = stage("carve", [("calibration", text(&args.calibration))]);
+    carve.extend(shape);
+    set(&mut carve, &args.set)?;
+    let recipe = Table::from_iter([("model".to_owned(), text(&args.model))]);
+    let work = Work::prepare(&args.out, false, true)?;
+    work.run(recipe, vec![carve], Some("carve"), session)
 }
 
 /// Stores a model in fewer bits a weight.
@@ -131,9 +144,11 @@ impl Work {
             table.insert("seed".to_owned(), Value::Integer(seed as i64));
         }
         let recipe = Recipe::parse(&toml::to_string(&table).or_run()?, &[]).or_input()?;
-        let plan = recipe::plan(recipe, session)?;
         let started = std::time::Instant::now();
-        let summary = recipe::carry_out(&plan, &self.folder, session, "the same command with --resume")?;
+        let hashing = Hashing::start(recipe.model.clone());
+        let plan = recipe::plan(recipe, session)?;
+        let summary =
+            recipe::carry_out(&plan, &hashing, &self.folder, session, "the same command with --resume")?;
         self.deliver(&summary, report_of, started.elapsed().as_secs_f64(), session)
     }
 
@@ -156,6 +171,7 @@ impl Work {
             "bits_per_weight": last.bits_per_weight,
             "fallbacks": last.fallbacks,
             "tensors": report.get("tensors"),
+            "removed_blocks": report.get("removed_blocks"),
             "stages": summary.stages,
             "seconds": seconds,
             "peak_rss_bytes": peak_rss_bytes,
@@ -227,14 +243,20 @@ fn loop_stage(kind: &str, args: &LoopArgs) -> Result<Table, Failure> {
     put("minutes", args.minutes.map(Value::Float));
     put("tokens", args.tokens.map(|n| Value::Integer(n as i64)));
     put("steps", args.steps.map(|n| Value::Integer(n as i64)));
-    for setting in &args.set {
+    set(&mut table, &args.set)?;
+    Ok(table)
+}
+
+/// Adds the stage's settings that have no option of their own.
+fn set(table: &mut Table, settings: &[String]) -> Result<(), Failure> {
+    for setting in settings {
         let (key, value) = setting
             .split_once('=')
             .ok_or_else(|| input_error(format!("--set {setting}: write it as key=value")))?;
         let parsed = toml::from_str::<Table>(&format!("v = {value}")).ok().and_then(|mut t| t.remove("v"));
         table.insert(key.trim().to_owned(), parsed.unwrap_or_else(|| text(value)));
     }
-    Ok(table)
+    Ok(())
 }
 
 /// Whether a student is a `config.json` (and so begins with random weights).
