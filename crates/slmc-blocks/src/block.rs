@@ -40,21 +40,25 @@ pub(crate) const fn check_sizes<B: BlockFormat>() {
 }
 
 /// The block as an array, so that the compiler sees every index in range.
+#[inline(always)]
 pub(crate) fn as_block<const N: usize>(block: &[u8]) -> &[u8; N] {
     block.try_into().expect("a block has its format's length")
 }
 
 /// The block's bytes to write.
+#[inline(always)]
 pub(crate) fn as_block_mut<const N: usize>(block: &mut [u8]) -> &mut [u8; N] {
     block.try_into().expect("a block has its format's length")
 }
 
 /// The block's weights.
+#[inline(always)]
 pub(crate) fn as_weights<const N: usize>(weights: &[f32]) -> &[f32; N] {
     weights.try_into().expect("a block has its format's number of weights")
 }
 
 /// The block's weights to write.
+#[inline(always)]
 pub(crate) fn as_weights_mut<const N: usize>(weights: &mut [f32]) -> &mut [f32; N] {
     weights.try_into().expect("a block has its format's number of weights")
 }

@@ -1,5 +1,6 @@
 //! Whole tensors: the table of formats, and the loops that spread blocks over threads.
 
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use slmc_ir::{Format, Weight};
 
@@ -170,14 +171,39 @@ fn float_codec<B: EncodeBlock>() -> Codec {
 }
 
 fn decode_blocks<B: BlockFormat>(bytes: &[u8], weights: &mut [f32]) {
-    for (block, weights) in bytes.chunks_exact(B::N_BYTES).zip(weights.chunks_exact_mut(B::N_WEIGHTS)) {
-        B::decode(block, weights);
+    widest(
+        #[inline(always)]
+        || {
+            for (block, weights) in bytes.chunks_exact(B::N_BYTES).zip(weights.chunks_exact_mut(B::N_WEIGHTS))
+            {
+                B::decode(block, weights);
+            }
+        },
+    );
+}
+
+/// Runs a loop compiled for the widest registers that this CPU has; the closure must be `#[inline(always)]`. The bits are the same for all: nothing here adds
+/// up floats in another order or fuses a product with a sum.
+#[inline(always)]
+fn widest<R>(work: impl FnOnce() -> R) -> R {
+    /// Inlined into a function of the CPU's features, and with it what it calls.
+    struct Work<F>(F);
+    impl<R, F: FnOnce() -> R> WithSimd for Work<F> {
+        type Output = R;
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, _: S) -> R {
+            (self.0)()
+        }
     }
+    Arch::new().dispatch(Work(work))
 }
 
 fn first_non_finite_in<B: BlockFormat>(bytes: &[u8]) -> Option<(usize, f32)> {
     // Counting instead of stopping at the first keeps the loop free of branches.
-    let open = bytes.chunks_exact(B::N_BYTES).filter(|block| !B::is_surely_finite(block)).count();
+    let open = widest(
+        #[inline(always)]
+        || bytes.chunks_exact(B::N_BYTES).filter(|block| !B::is_surely_finite(block)).count(),
+    );
     if open == 0 {
         return None;
     }
@@ -193,9 +219,15 @@ fn encode_blocks<B: EncodeBlock>(weights: &[f32], bytes: &mut [u8]) -> Option<Fa
     if let Some(fault) = find_not_finite(weights) {
         return Some(fault);
     }
-    for (weights, block) in weights.chunks_exact(B::N_WEIGHTS).zip(bytes.chunks_exact_mut(B::N_BYTES)) {
-        B::encode(weights, block);
-    }
+    widest(
+        #[inline(always)]
+        || {
+            for (weights, block) in weights.chunks_exact(B::N_WEIGHTS).zip(bytes.chunks_exact_mut(B::N_BYTES))
+            {
+                B::encode(weights, block);
+            }
+        },
+    );
     // Finite weights may still have a scale beyond f16.
     let index = bytes.chunks_exact(B::N_BYTES).position(|block| !B::is_surely_finite(block))?;
     let first = index * B::N_WEIGHTS;
@@ -205,9 +237,14 @@ fn encode_blocks<B: EncodeBlock>(weights: &[f32], bytes: &mut [u8]) -> Option<Fa
 }
 
 fn encode_floats<B: EncodeBlock>(weights: &[f32], bytes: &mut [u8]) -> Option<Fault> {
-    for (weights, block) in weights.chunks_exact(1).zip(bytes.chunks_exact_mut(B::N_BYTES)) {
-        B::encode(weights, block);
-    }
+    widest(
+        #[inline(always)]
+        || {
+            for (weights, block) in weights.chunks_exact(1).zip(bytes.chunks_exact_mut(B::N_BYTES)) {
+                B::encode(weights, block);
+            }
+        },
+    );
     let finite = bytes.chunks_exact(B::N_BYTES).filter(|block| B::is_surely_finite(block)).count();
     if finite == weights.len() {
         return None;
@@ -219,7 +256,11 @@ fn encode_floats<B: EncodeBlock>(weights: &[f32], bytes: &mut [u8]) -> Option<Fa
 }
 
 fn find_not_finite(weights: &[f32]) -> Option<Fault> {
-    let n_bad = weights.iter().filter(|w| w.to_bits() & 0x7f80_0000 == 0x7f80_0000).count();
+    let is_bad = |w: &&f32| w.to_bits() & 0x7f80_0000 == 0x7f80_0000;
+    let n_bad = widest(
+        #[inline(always)]
+        || weights.iter().filter(is_bad).count(),
+    );
     if n_bad == 0 {
         return None;
     }

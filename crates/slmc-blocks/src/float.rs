@@ -13,7 +13,7 @@ const F16_EXPONENT: u32 = 0x7c00;
 const REBIAS: u32 = (127 - 15) << 23;
 
 /// The number that an f16's bits stand for; exact. A NaN stays a NaN with the same payload.
-#[inline]
+#[inline(always)]
 pub fn f16_to_f32(bits: u16) -> f32 {
     let sign = u32::from(bits & 0x8000) << 16;
     let magnitude = u32::from(bits & 0x7fff) << 13;
@@ -29,7 +29,7 @@ pub fn f16_to_f32(bits: u16) -> f32 {
 }
 
 /// The f16 nearest to a number, ties to even; beyond 65520 infinity. A NaN becomes a quiet NaN.
-#[inline]
+#[inline(always)]
 pub fn f32_to_f16(number: f32) -> u16 {
     let bits = number.to_bits();
     let sign = (bits >> 16) & 0x8000;
@@ -47,13 +47,13 @@ pub fn f32_to_f16(number: f32) -> u16 {
 }
 
 /// The number that a bf16's bits stand for: the upper half of an f32.
-#[inline]
+#[inline(always)]
 pub fn bf16_to_f32(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
 /// The bf16 nearest to a number, ties to even. A NaN becomes a quiet NaN.
-#[inline]
+#[inline(always)]
 pub fn f32_to_bf16(number: f32) -> u16 {
     let bits = number.to_bits();
     let odd = (bits >> 16) & 1;
@@ -63,13 +63,13 @@ pub fn f32_to_bf16(number: f32) -> u16 {
 }
 
 /// An f16 scale inside a block.
-#[inline]
+#[inline(always)]
 pub(crate) fn scale_at(block: &[u8], at: usize) -> f32 {
     f16_to_f32(u16::from_le_bytes([block[at], block[at + 1]]))
 }
 
 /// Whether an f16 scale inside a block is finite.
-#[inline]
+#[inline(always)]
 pub(crate) fn is_scale_finite(block: &[u8], at: usize) -> bool {
     // The exponent lies in the upper byte.
     block[at + 1] & 0x7c != 0x7c
@@ -87,18 +87,18 @@ impl BlockFormat for F32 {
     const N_WEIGHTS: usize = 1;
     const N_BYTES: usize = 4;
 
-    #[inline]
+    #[inline(always)]
     fn decode(block: &[u8], weights: &mut [f32]) {
         weights[0] = f32::from_le_bytes([block[0], block[1], block[2], block[3]]);
     }
-    #[inline]
+    #[inline(always)]
     fn is_surely_finite(block: &[u8]) -> bool {
         u32::from_le_bytes([block[0], block[1], block[2], block[3]]) & 0x7f80_0000 != 0x7f80_0000
     }
 }
 
 impl EncodeBlock for F32 {
-    #[inline]
+    #[inline(always)]
     fn encode(weights: &[f32], block: &mut [u8]) {
         block.copy_from_slice(&weights[0].to_le_bytes());
     }
@@ -109,18 +109,18 @@ impl BlockFormat for F16 {
     const N_WEIGHTS: usize = 1;
     const N_BYTES: usize = 2;
 
-    #[inline]
+    #[inline(always)]
     fn decode(block: &[u8], weights: &mut [f32]) {
         weights[0] = f16_to_f32(u16::from_le_bytes([block[0], block[1]]));
     }
-    #[inline]
+    #[inline(always)]
     fn is_surely_finite(block: &[u8]) -> bool {
         u16::from_le_bytes([block[0], block[1]]) & 0x7c00 != 0x7c00
     }
 }
 
 impl EncodeBlock for F16 {
-    #[inline]
+    #[inline(always)]
     fn encode(weights: &[f32], block: &mut [u8]) {
         block.copy_from_slice(&f32_to_f16(weights[0]).to_le_bytes());
     }
@@ -131,18 +131,18 @@ impl BlockFormat for Bf16 {
     const N_WEIGHTS: usize = 1;
     const N_BYTES: usize = 2;
 
-    #[inline]
+    #[inline(always)]
     fn decode(block: &[u8], weights: &mut [f32]) {
         weights[0] = bf16_to_f32(u16::from_le_bytes([block[0], block[1]]));
     }
-    #[inline]
+    #[inline(always)]
     fn is_surely_finite(block: &[u8]) -> bool {
         u16::from_le_bytes([block[0], block[1]]) & 0x7f80 != 0x7f80
     }
 }
 
 impl EncodeBlock for Bf16 {
-    #[inline]
+    #[inline(always)]
     fn encode(weights: &[f32], block: &mut [u8]) {
         block.copy_from_slice(&f32_to_bf16(weights[0]).to_le_bytes());
     }

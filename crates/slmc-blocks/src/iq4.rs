@@ -25,13 +25,13 @@ impl BlockFormat for Iq4Nl {
     const N_WEIGHTS: usize = 32;
     const N_BYTES: usize = 18;
 
-    #[inline]
+    #[inline(always)]
     fn decode(block: &[u8], weights: &mut [f32]) {
         let (block, weights) = (as_block::<18>(block), as_weights_mut::<32>(weights));
         decode_group(scale_at(block, 0), as_block(&block[2..]), weights);
     }
 
-    #[inline]
+    #[inline(always)]
     fn is_surely_finite(block: &[u8]) -> bool {
         is_scale_finite(block, 0)
     }
@@ -60,7 +60,7 @@ impl BlockFormat for Iq4Xs {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn decode_group(scale: f32, levels: &[u8; 16], weights: &mut [f32; 32]) {
     for j in 0..16 {
         weights[j] = scale * STEPS[usize::from(levels[j] & 15)];

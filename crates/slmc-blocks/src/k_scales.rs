@@ -2,7 +2,7 @@
 
 /// Scale and minimum of group `group` (0 to 7). Bytes 0-3 and 4-7 hold the first four scales and minimums in
 /// their low six bits; the others have four bits in bytes 8-11 and two in the tops of the first eight.
-#[inline]
+#[inline(always)]
 pub(crate) fn scale_and_min(packed: &[u8], group: usize) -> (f32, f32) {
     let (scale, min) = if group < 4 {
         (packed[group] & 63, packed[group + 4] & 63)

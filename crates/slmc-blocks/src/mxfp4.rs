@@ -21,7 +21,7 @@ impl BlockFormat for Mxfp4 {
     const N_WEIGHTS: usize = 32;
     const N_BYTES: usize = 17;
 
-    #[inline]
+    #[inline(always)]
     fn decode(block: &[u8], weights: &mut [f32]) {
         let (block, weights) = (as_block::<17>(block), as_weights_mut::<32>(weights));
         let scale = half_power(block[0]);
@@ -31,7 +31,7 @@ impl BlockFormat for Mxfp4 {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn is_surely_finite(block: &[u8]) -> bool {
         // 12 * 2^(252 - 128) is the largest product below 2^128.
         block[0] <= 252
@@ -39,7 +39,7 @@ impl BlockFormat for Mxfp4 {
 }
 
 /// `2^(exponent - 128)`: half the shared scale, because the steps are doubled. The two smallest are subnormal.
-#[inline]
+#[inline(always)]
 fn half_power(exponent: u8) -> f32 {
     let exponent = u32::from(exponent);
     f32::from_bits(if exponent < 2 { 0x0020_0000 << exponent } else { (exponent - 1) << 23 })

@@ -39,7 +39,7 @@ impl BlockFormat for Q3K {
 }
 
 /// Scale of group `group`: four low bits in bytes 0-7 (first the low halves), two high bits in bytes 8-11.
-#[inline]
+#[inline(always)]
 fn group_scale(packed: &[u8], group: usize) -> f32 {
     let low = packed[group % 8] >> (group / 8 * 4) & 15;
     let high = packed[8 + group % 4] >> (group / 4 * 2) & 3;

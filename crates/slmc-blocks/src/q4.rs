@@ -20,7 +20,7 @@ impl BlockFormat for Q4_0 {
     const N_WEIGHTS: usize = 32;
     const N_BYTES: usize = 18;
 
-    #[inline]
+    #[inline(always)]
     fn decode(block: &[u8], weights: &mut [f32]) {
         let (block, weights) = (as_block::<18>(block), as_weights_mut::<32>(weights));
         let scale = scale_at(block, 0);
@@ -30,7 +30,7 @@ impl BlockFormat for Q4_0 {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn is_surely_finite(block: &[u8]) -> bool {
         is_scale_finite(block, 0)
     }
@@ -38,7 +38,7 @@ impl BlockFormat for Q4_0 {
 
 impl EncodeBlock for Q4_0 {
     /// The weight of largest magnitude becomes level 0, exactly -8 scales: the scale takes its sign.
-    #[inline]
+    #[inline(always)]
     fn encode(weights: &[f32], block: &mut [u8]) {
         let (weights, block) = (as_weights::<32>(weights), as_block_mut::<18>(block));
         let scale = signed_max(weights) / -8.0;
@@ -53,7 +53,7 @@ impl BlockFormat for Q4_1 {
     const N_WEIGHTS: usize = 32;
     const N_BYTES: usize = 20;
 
-    #[inline]
+    #[inline(always)]
     fn decode(block: &[u8], weights: &mut [f32]) {
         let (block, weights) = (as_block::<20>(block), as_weights_mut::<32>(weights));
         let (scale, min) = (scale_at(block, 0), scale_at(block, 2));
@@ -63,14 +63,14 @@ impl BlockFormat for Q4_1 {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn is_surely_finite(block: &[u8]) -> bool {
         is_scale_finite(block, 0) && is_scale_finite(block, 2)
     }
 }
 
 impl EncodeBlock for Q4_1 {
-    #[inline]
+    #[inline(always)]
     fn encode(weights: &[f32], block: &mut [u8]) {
         let (weights, block) = (as_weights::<32>(weights), as_block_mut::<20>(block));
         let (min, max) = min_max(weights);
@@ -84,7 +84,7 @@ impl EncodeBlock for Q4_1 {
 
 /// Packs the whole parts of 32 numbers into 16 bytes from `at` on. Numbers are cut off at 15: a level of 16 comes
 /// from rounding up the far end.
-#[inline]
+#[inline(always)]
 fn pack<const N: usize>(block: &mut [u8; N], at: usize, number: impl Fn(usize) -> f32) {
     let mut levels = [0_i32; 32];
     for (j, level) in levels.iter_mut().enumerate() {

@@ -21,7 +21,7 @@ impl BlockFormat for Q5_0 {
     const N_WEIGHTS: usize = 32;
     const N_BYTES: usize = 22;
 
-    #[inline]
+    #[inline(always)]
     fn decode(block: &[u8], weights: &mut [f32]) {
         let (block, weights) = (as_block::<22>(block), as_weights_mut::<32>(weights));
         let scale = scale_at(block, 0);
@@ -30,14 +30,14 @@ impl BlockFormat for Q5_0 {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn is_surely_finite(block: &[u8]) -> bool {
         is_scale_finite(block, 0)
     }
 }
 
 impl EncodeBlock for Q5_0 {
-    #[inline]
+    #[inline(always)]
     fn encode(weights: &[f32], block: &mut [u8]) {
         let (weights, block) = (as_weights::<32>(weights), as_block_mut::<22>(block));
         let scale = signed_max(weights) / -16.0;
@@ -52,7 +52,7 @@ impl BlockFormat for Q5_1 {
     const N_WEIGHTS: usize = 32;
     const N_BYTES: usize = 24;
 
-    #[inline]
+    #[inline(always)]
     fn decode(block: &[u8], weights: &mut [f32]) {
         let (block, weights) = (as_block::<24>(block), as_weights_mut::<32>(weights));
         let (scale, min) = (scale_at(block, 0), scale_at(block, 2));
@@ -61,14 +61,14 @@ impl BlockFormat for Q5_1 {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn is_surely_finite(block: &[u8]) -> bool {
         is_scale_finite(block, 0) && is_scale_finite(block, 2)
     }
 }
 
 impl EncodeBlock for Q5_1 {
-    #[inline]
+    #[inline(always)]
     fn encode(weights: &[f32], block: &mut [u8]) {
         let (weights, block) = (as_weights::<32>(weights), as_block_mut::<24>(block));
         let (min, max) = min_max(weights);
@@ -81,7 +81,7 @@ impl EncodeBlock for Q5_1 {
 }
 
 /// The 32 levels whose fifth bits begin at byte `at`.
-#[inline]
+#[inline(always)]
 fn unpack<const N: usize>(block: &[u8; N], at: usize) -> [i32; 32] {
     let fifth = u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
     let mut levels = [0; 32];
@@ -94,7 +94,7 @@ fn unpack<const N: usize>(block: &[u8; N], at: usize) -> [i32; 32] {
 }
 
 /// Packs the whole parts of 32 numbers, fifth bits at byte `at`. Numbers are cut off at 31.
-#[inline]
+#[inline(always)]
 fn pack<const N: usize>(block: &mut [u8; N], at: usize, number: impl Fn(usize) -> f32) {
     let mut levels = [0_i32; 32];
     for (j, level) in levels.iter_mut().enumerate() {

@@ -18,7 +18,7 @@ impl BlockFormat for Q8_0 {
     const N_WEIGHTS: usize = 32;
     const N_BYTES: usize = 34;
 
-    #[inline]
+    #[inline(always)]
     fn decode(block: &[u8], weights: &mut [f32]) {
         let (block, weights) = (as_block::<34>(block), as_weights_mut::<32>(weights));
         let scale = scale_at(block, 0);
@@ -27,14 +27,14 @@ impl BlockFormat for Q8_0 {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn is_surely_finite(block: &[u8]) -> bool {
         is_scale_finite(block, 0)
     }
 }
 
 impl EncodeBlock for Q8_0 {
-    #[inline]
+    #[inline(always)]
     fn encode(weights: &[f32], block: &mut [u8]) {
         let (weights, block) = (as_weights::<32>(weights), as_block_mut::<34>(block));
         let scale = abs_max(weights) / 127.0;
@@ -48,7 +48,7 @@ impl EncodeBlock for Q8_0 {
 
 /// Rounds to nearest, halves away from zero, as C's `roundf`; written out because a call per weight is slow
 /// where the CPU's own rounding may not be assumed.
-#[inline]
+#[inline(always)]
 fn round(number: f32) -> i32 {
     let magnitude = if number.abs() < 127.0 { number.abs() } else { 127.0 };
     let whole = magnitude as i32;

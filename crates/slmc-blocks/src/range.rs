@@ -5,7 +5,7 @@
 //! as in ggml.
 
 /// Smallest and largest of 32 numbers, the first of equal ones.
-#[inline]
+#[inline(always)]
 pub(crate) fn min_max(weights: &[f32; 32]) -> (f32, f32) {
     let (mut low, mut high) = extremes(weights);
     // Only zeros compare equal with different bits.
@@ -19,7 +19,7 @@ pub(crate) fn min_max(weights: &[f32; 32]) -> (f32, f32) {
 }
 
 /// The number of largest magnitude, with its sign, the first of equal ones; +0 when all are zeros.
-#[inline]
+#[inline(always)]
 pub(crate) fn signed_max(weights: &[f32; 32]) -> f32 {
     let (low, high) = extremes(weights);
     if high == 0.0 && low == 0.0 {
@@ -34,13 +34,13 @@ pub(crate) fn signed_max(weights: &[f32; 32]) -> f32 {
 }
 
 /// Largest magnitude of 32 numbers.
-#[inline]
+#[inline(always)]
 pub(crate) fn abs_max(weights: &[f32; 32]) -> f32 {
     let (low, high) = extremes(weights);
     if high > -low { high.abs() } else { low.abs() }
 }
 
-#[inline]
+#[inline(always)]
 fn extremes(weights: &[f32; 32]) -> (f32, f32) {
     let (lanes, _) = weights.as_chunks::<8>();
     let (mut low, mut high) = (lanes[0], lanes[0]);
@@ -64,7 +64,7 @@ fn first_equal(weights: &[f32; 32], number: f32) -> f32 {
 
 /// The reciprocal of a scale; 0 for a scale that is zero, or so small that its reciprocal is infinite (f16 stores
 /// both as zero).
-#[inline]
+#[inline(always)]
 pub(crate) fn inverse(scale: f32) -> f32 {
     let inverse = 1.0 / scale;
     if inverse.is_finite() { inverse } else { 0.0 }
