@@ -46,7 +46,7 @@ pub(crate) struct Attention {
     pub queries: Vec<f32>,
     /// The mix of values in the same order: of many rows.
     mixes: Vec<f32>,
-    /// One for each head and span.
+    /// One for each sequence, head and span.
     spans: Vec<Mutex<Span>>,
     /// One for each thread.
     slots: Vec<Mutex<Slot>>,
@@ -96,7 +96,7 @@ struct Slot {
 }
 
 impl Attention {
-    pub fn new(spec: &ModelSpec, capacity: usize, n_threads: usize) -> Self {
+    pub fn new(spec: &ModelSpec, n_sequences: usize, capacity: usize, n_threads: usize) -> Self {
         let group = spec.n_heads / spec.n_kv_heads;
         let heads = Heads { n_kv: spec.n_kv_heads, group, d: spec.d_head, capacity };
         let span = || {
@@ -108,7 +108,7 @@ impl Attention {
             heads,
             queries: Vec::new(),
             mixes: Vec::new(),
-            spans: (0..heads.n_kv * capacity.div_ceil(SPAN)).map(|_| span()).collect(),
+            spans: (0..n_sequences * heads.n_kv * capacity.div_ceil(SPAN)).map(|_| span()).collect(),
             slots: (0..n_threads).map(|_| Mutex::default()).collect(),
         }
     }
@@ -127,6 +127,32 @@ impl Attention {
             }
         } else {
             self.many_rows(layer, first, n_rows, out, team);
+        }
+    }
+
+    /// As [`Attention::run`], of rows that are each the last of a sequence of its own, at these positions. The bits
+    /// are those of the row alone.
+    pub fn run_apart<T: Element>(&self, layer: &Layer<T>, positions: &[usize], out: &mut [f32], team: &Team) {
+        let Heads { n_kv, group, d, capacity } = self.heads;
+        let (n_rows, n_heads) = (positions.len(), positions.len() * n_kv);
+        let n_spans = capacity.div_ceil(SPAN);
+        let n_most = positions.iter().fold(0, |most, &position| most.max(position + 1)).div_ceil(SPAN);
+        team.run(n_heads * n_most, &|task| {
+            let (head, span) = (task / n_most, task % n_most);
+            let (row, kv) = (head / n_kv, head % n_kv);
+            let (from, to) = (span * SPAN, (positions[row] + 1).min((span + 1) * SPAN));
+            if from < to {
+                let queries = &self.queries[(kv * n_rows + row) * group * d..][..group * d];
+                let place = (head * capacity + from) * d..(head * capacity + to) * d;
+                let (keys, values) = (&layer.keys[place.clone()], &layer.values[place]);
+                lock(&self.spans[head * n_spans + span]).run(queries, keys, values, d);
+            }
+        });
+        for (head, out) in out.chunks_exact_mut(group * d).enumerate() {
+            let n = (positions[head / n_kv] + 1).div_ceil(SPAN);
+            for (g, out) in out.chunks_exact_mut(d).enumerate() {
+                join(&self.spans[head * n_spans..][..n], g, out);
+            }
         }
     }
 

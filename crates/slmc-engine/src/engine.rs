@@ -5,7 +5,7 @@ use std::sync::Arc;
 use slmc_ir::{Checkpoint, ForwardError, LanguageModel, ModelSpec, Role, TensorKey, TokenId};
 use slmc_kernels::{Team, packed::Precision};
 
-use crate::{EngineError, KvType, Session, state::State, weights::Weights};
+use crate::{Crowd, EngineError, KvType, Session, state::State, weights::Weights};
 
 /// How a model is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +115,14 @@ impl Engine {
         Session::new(self, capacity)
     }
 
+    /// Empty contexts for `n_sequences`, each with room for `capacity` tokens, that advance together.
+    ///
+    /// # Errors
+    /// When there are none, or they are longer than the model's context.
+    pub fn crowd(&self, n_sequences: usize, capacity: usize) -> Result<Crowd<'_>, EngineError> {
+        Crowd::new(self, n_sequences, capacity)
+    }
+
     pub(crate) fn weights(&self) -> &Weights {
         &self.weights
     }
@@ -140,7 +148,7 @@ impl LanguageModel for Engine {
             return Err(ForwardError::Context { n_tokens: tokens.len(), context_len });
         }
         let mut spare = self.spare.take().filter(|state| state.capacity() >= tokens.len());
-        let state = spare.take().unwrap_or_else(|| State::new(self, tokens.len()));
+        let state = spare.take().unwrap_or_else(|| State::new(self, 1, tokens.len()));
         let mut session = Session::with_state(self, state);
         let ran = session.append_each(tokens, first, visit);
         self.spare = Some(session.into_state());

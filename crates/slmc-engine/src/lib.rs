@@ -7,6 +7,7 @@
 
 mod attention;
 mod cache;
+mod crowd;
 mod engine;
 mod error;
 mod generate;
@@ -21,6 +22,7 @@ mod stops;
 mod weights;
 
 pub use cache::KvType;
+pub use crowd::Crowd;
 pub use engine::{Engine, EngineOptions};
 pub use error::EngineError;
 pub use generate::{Generated, Request, StopReason, generate};

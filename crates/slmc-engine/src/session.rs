@@ -2,7 +2,10 @@
 
 use slmc_ir::TokenId;
 
-use crate::{Engine, EngineError, state::State};
+use crate::{
+    Engine, EngineError,
+    state::{Places, State},
+};
 
 /// Tokens that are run at once: bounds the buffers, and is enough to keep the kernels busy.
 pub const BATCH_ROWS: usize = 512;
@@ -31,7 +34,7 @@ impl<'e> Session<'e> {
                 why: format!("the model sees between 1 and {context_len} tokens"),
             });
         }
-        Ok(Self::with_state(engine, State::new(engine, capacity)))
+        Ok(Self::with_state(engine, State::new(engine, 1, capacity)))
     }
 
     pub(crate) fn with_state(engine: &'e Engine, state: State) -> Self {
@@ -139,13 +142,13 @@ impl<'e> Session<'e> {
     }
 
     fn run(&mut self, batch: &[TokenId]) -> Result<(), EngineError> {
-        self.state.run(self.engine, batch, self.tokens.len())?;
+        self.state.run(self.engine, batch, Places::From(self.tokens.len()))?;
         self.tokens.extend_from_slice(batch);
         Ok(())
     }
 }
 
-fn finite(logits: &[f32], position: usize) -> Result<(), EngineError> {
+pub(crate) fn finite(logits: &[f32], position: usize) -> Result<(), EngineError> {
     // Looking at all of them vectorizes; stopping at the first does not.
     let is_finite = logits.iter().fold(true, |all, x| all & x.is_finite());
     if is_finite { Ok(()) } else { Err(EngineError::NotFinite { position }) }

@@ -47,8 +47,8 @@ struct Buffers {
 }
 
 impl State {
-    /// Room for `capacity` tokens.
-    pub fn new(engine: &Engine, capacity: usize) -> Self {
+    /// Room for `n_sequences` of `capacity` tokens each.
+    pub fn new(engine: &Engine, n_sequences: usize, capacity: usize) -> Self {
         let (spec, options) = (engine.spec(), engine.options());
         let weights = engine.weights();
         let blocks = || weights.blocks.iter();
@@ -56,7 +56,7 @@ impl State {
         let of_mix = blocks().flat_map(|b| &b.attn_output.matrices);
         let of_ffn = blocks().flat_map(|b| &b.down.matrices);
         let buffers = Buffers {
-            attention: Attention::new(spec, capacity, options.n_threads),
+            attention: Attention::new(spec, n_sequences, capacity, options.n_threads),
             x: Vec::new(),
             normed: Vec::new(),
             stacked: Vec::new(),
@@ -70,21 +70,26 @@ impl State {
             ffn_in: Input::new(options.precision, of_ffn),
             logits: Vec::new(),
         };
-        let n = spec.n_kv_heads * capacity * spec.d_head;
+        let n = n_sequences * spec.n_kv_heads * capacity * spec.d_head;
         Self { layers: Layers::new(options.kv, spec.n_layers, n), buffers }
     }
 
-    /// Tokens that fit.
+    /// Tokens that fit, in a sequence.
     pub fn capacity(&self) -> usize {
         self.buffers.attention.heads().capacity
     }
 
-    /// Runs tokens at positions `first..`; the residual stream of all of them stays in the buffers.
-    pub fn run(&mut self, engine: &Engine, tokens: &[TokenId], first: usize) -> Result<(), EngineError> {
+    /// Runs tokens; the residual stream of all of them stays in the buffers.
+    pub fn run(
+        &mut self,
+        engine: &Engine,
+        tokens: &[TokenId],
+        places: Places<'_>,
+    ) -> Result<(), EngineError> {
         let Self { layers, buffers } = self;
         buffers.embed(engine, tokens)?;
-        buffers.angles(first, tokens.len());
-        let rows = Rows { engine, first, n: tokens.len() };
+        buffers.angles(places, tokens.len());
+        let rows = Rows { engine, places, n: tokens.len() };
         match layers {
             Layers::F16(layers) => buffers.blocks(rows, layers),
             Layers::F32(layers) => buffers.blocks(rows, layers),
@@ -109,12 +114,29 @@ impl State {
     }
 }
 
+/// Where the tokens of a batch stand.
+#[derive(Clone, Copy)]
+pub(crate) enum Places<'e> {
+    /// One after the other in the only sequence, from this position on.
+    From(usize),
+    /// Each in a sequence of its own, at these positions.
+    Apart(&'e [usize]),
+}
+
+impl Places<'_> {
+    fn position(self, row: usize) -> usize {
+        match self {
+            Self::From(first) => first + row,
+            Self::Apart(positions) => positions[row],
+        }
+    }
+}
+
 /// The batch that is run.
 #[derive(Clone, Copy)]
 struct Rows<'e> {
     engine: &'e Engine,
-    /// Position of its first token.
-    first: usize,
+    places: Places<'e>,
     n: usize,
 }
 
@@ -138,12 +160,12 @@ impl Buffers {
     }
 
     /// Cosines and sines of `n` positions, each `[n, d_head / 2]`; the angles in f64, as they grow with the position.
-    fn angles(&mut self, first: usize, n: usize) {
+    fn angles(&mut self, places: Places<'_>, n: usize) {
         let half = self.frequencies.len();
         let (cos, sin) = (sized(&mut self.cos, n * half), sized(&mut self.sin, n * half));
         for row in 0..n {
             for (i, frequency) in self.frequencies.iter().enumerate() {
-                let (s, c) = ((first + row) as f64 * frequency).sin_cos();
+                let (s, c) = (places.position(row) as f64 * frequency).sin_cos();
                 (cos[row * half + i], sin[row * half + i]) = (c as f32, s as f32);
             }
         }
@@ -163,7 +185,10 @@ impl Buffers {
         self.place_queries(rows, block);
         self.place_keys(rows, block, layer);
         let mix = sized(&mut self.mix, rows.n * spec.n_heads * spec.d_head);
-        self.attention.run(layer, rows.first, mix, rows.engine.team());
+        match rows.places {
+            Places::From(first) => self.attention.run(layer, first, mix, rows.engine.team()),
+            Places::Apart(positions) => self.attention.run_apart(layer, positions, mix, rows.engine.team()),
+        }
         self.mix_in.set(mix);
         add_projection(&block.attn_output, &self.mix_in, &mut self.step, &mut self.x, rows);
     }
@@ -236,13 +261,25 @@ impl Buffers {
         }
         let stacked = &self.stacked;
         for (which, cache) in [(1, &mut layer.keys), (2, &mut layer.values)] {
-            for_chunks(rows.team(), cache, heads.capacity * d, &|kv, cache| {
-                let cache = &mut cache[rows.first * d..(rows.first + n) * d];
-                for (row, kept) in cache.chunks_exact_mut(d).enumerate() {
-                    let head = &stacked[block.qkv.range(which, row, n)][kv * d..(kv + 1) * d];
-                    kept.iter_mut().zip(head).for_each(|(kept, &x)| *kept = T::narrow(x));
+            let keep = |row: usize, kv: usize, kept: &mut [T]| {
+                let head = &stacked[block.qkv.range(which, row, n)][kv * d..(kv + 1) * d];
+                kept.iter_mut().zip(head).for_each(|(kept, &x)| *kept = T::narrow(x));
+            };
+            match rows.places {
+                Places::From(first) => for_chunks(rows.team(), cache, heads.capacity * d, &|kv, cache| {
+                    let cache = cache[first * d..(first + n) * d].chunks_exact_mut(d);
+                    cache.enumerate().for_each(|(row, kept)| keep(row, kv, kept));
+                }),
+                Places::Apart(positions) => {
+                    // The heads of a sequence after those of the one before.
+                    for (head, cache) in
+                        cache.chunks_exact_mut(heads.capacity * d).enumerate().take(n * heads.n_kv)
+                    {
+                        let (row, kv) = (head / heads.n_kv, head % heads.n_kv);
+                        keep(row, kv, &mut cache[positions[row] * d..(positions[row] + 1) * d]);
+                    }
                 }
-            });
+            }
         }
     }
 }
