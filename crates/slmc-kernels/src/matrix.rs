@@ -15,11 +15,11 @@ pub struct MatrixMut<'a> {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Shape {
-    rows: usize,
-    columns: usize,
-    row_stride: usize,
-    column_stride: usize,
+pub(crate) struct Shape {
+    pub rows: usize,
+    pub columns: usize,
+    pub row_stride: usize,
+    pub column_stride: usize,
 }
 
 impl Shape {
@@ -50,6 +50,14 @@ impl<'a> Matrix<'a> {
         Self { data, shape: Shape::new(rows, columns, row_stride, data.len()) }
     }
 
+    pub(crate) fn data(self) -> &'a [f32] {
+        self.data
+    }
+
+    pub(crate) fn shape(self) -> Shape {
+        self.shape
+    }
+
     /// The same numbers, rows and columns exchanged.
     #[must_use]
     pub fn transposed(self) -> Self {
@@ -76,6 +84,15 @@ impl<'a> MatrixMut<'a> {
     pub fn strided(data: &'a mut [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
         let shape = Shape::new(rows, columns, row_stride, data.len());
         Self { data, shape }
+    }
+
+    /// The numbers, row by row.
+    pub(crate) fn into_data(self) -> &'a mut [f32] {
+        self.data
+    }
+
+    pub(crate) fn shape(&self) -> Shape {
+        self.shape
     }
 }
 

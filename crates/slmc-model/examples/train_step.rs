@@ -1,7 +1,7 @@
 //! Times whole training steps: gradients, clipping, AdamW. `benches/train_step_pytorch.py` does the same.
 //!
 //! ```text
-//! train_step small|smollm2 [STEPS] [DEVICE] [--recompute]
+//! train_step small|smollm2 [STEPS] [DEVICE] [--recompute] [--bf16]
 //! ```
 //!
 //! The number of threads is rayon's (`RAYON_NUM_THREADS`). The last line of stdout is JSON: `tokens_per_s` (median
@@ -11,7 +11,7 @@
 use std::time::Instant;
 
 use slmc_ir::{Activation, Biases, Family, ModelSpec, RopeScaling, TokenId};
-use slmc_model::{AdamW, AdamWHyper, Decoder, DeviceChoice, gradients, next_token_loss};
+use slmc_model::{AdamW, AdamWHyper, Decoder, DeviceChoice, Products, gradients, next_token_loss};
 
 const BATCH: usize = 4;
 const SEQ: usize = 256;
@@ -54,14 +54,19 @@ fn peak_rss_bytes() -> u64 {
 fn main() {
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
     let recompute = arguments.iter().any(|a| a == "--recompute");
-    arguments.retain(|a| a != "--recompute");
+    let products = match arguments.iter().any(|a| a == "--bf16") {
+        true => Products::half().expect("a CPU with bf16 tiles"),
+        false => Products::Single,
+    };
+    arguments.retain(|a| a != "--recompute" && a != "--bf16");
     let argument = |i: usize, default: &str| arguments.get(i).map_or(default, String::as_str).to_owned();
     let spec = spec(&argument(0, "small")).expect("small or smollm2");
     let n_steps: usize = argument(1, "10").parse().expect("a number of steps");
     let choice: DeviceChoice = argument(2, "flex").parse().expect("a device");
     let device = choice.open().expect("a device of this build").autodiff();
 
-    let mut decoder = Decoder::fresh(&spec, 0, &device);
+    slmc_kernels::keep_freed_memory(); // as the training loop does
+    let mut decoder = Decoder::fresh(&spec, 0, &device).with_products(products);
     let mut optimizer = AdamW::new();
     let mut state = 1_u32;
     let mut token = || -> TokenId {
@@ -73,7 +78,7 @@ fn main() {
         let tokens: Vec<TokenId> = (0..BATCH * SEQ).map(|_| token()).collect();
         let targets: Vec<TokenId> = (0..BATCH * SEQ).map(|_| token()).collect();
         let start = Instant::now();
-        let loss = |hidden, head| (next_token_loss(hidden, head, &targets, None), ());
+        let loss = |hidden, head| (next_token_loss(hidden, head, &targets, None, products), ());
         let (loss, (), mut grads) = gradients(&decoder, &tokens, BATCH, SEQ, loss, recompute);
         let back = start.elapsed();
         grads.clip(1.0);

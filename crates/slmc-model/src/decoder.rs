@@ -5,6 +5,7 @@ use burn::{
     tensor::{Device, Tensor},
 };
 use slmc_ir::{ModelSpec, Part, Role, TensorKey};
+use slmc_kernels::Products;
 
 use crate::rope::RopeCache;
 
@@ -59,6 +60,9 @@ pub struct Decoder {
     pub(crate) spec: ModelSpec,
     #[module(skip)]
     pub(crate) rope: RopeCache,
+    /// How products are computed, on devices whose kernels are ours.
+    #[module(skip)]
+    pub(crate) products: Products,
 }
 
 /// A parameter of either rank.
@@ -168,6 +172,26 @@ impl Decoder {
     /// The output head, `[vocab_size, d_model]`: the embedding when it is tied.
     pub fn head(&self) -> Tensor<2> {
         self.untied_head.as_ref().unwrap_or(&self.embedding).val()
+    }
+
+    /// The same decoder with its products computed in this way on flex; other devices have their own.
+    #[must_use]
+    pub fn with_products(mut self, products: Products) -> Self {
+        self.products = products;
+        self
+    }
+
+    /// Whether the device computes products as [`Decoder::products`] says: flex does.
+    pub fn computes_products(&self) -> bool {
+        #[cfg(feature = "flex")]
+        return crate::fused::runs_on(&self.device());
+        #[cfg(not(feature = "flex"))]
+        return false;
+    }
+
+    /// How its products are computed.
+    pub fn products(&self) -> Products {
+        self.products
     }
 
     /// The same decoder to train: on the device with autodiff, every parameter tracked.

@@ -32,7 +32,7 @@ impl Decoder {
     pub fn block(&self, index: usize, hidden: Tensor<3>) -> Tensor<3> {
         let rope = self.rope.table(&self.spec, hidden.dims()[1]);
         #[cfg(feature = "flex")]
-        if let Some((out, _)) = crate::fused::block(&hidden, &self.blocks[index], &self.spec, &rope, false) {
+        if let Some((out, _)) = crate::fused::block(&hidden, self, index, &rope, false) {
             return out;
         }
         composed::block(hidden, &self.blocks[index], &self.spec, &rope).0
@@ -45,9 +45,7 @@ impl Decoder {
     pub fn block_captured(&self, index: usize, hidden: Tensor<3>) -> (Tensor<3>, Captured) {
         let rope = self.rope.table(&self.spec, hidden.dims()[1]);
         #[cfg(feature = "flex")]
-        if let Some((out, Some(captured))) =
-            crate::fused::block(&hidden, &self.blocks[index], &self.spec, &rope, true)
-        {
+        if let Some((out, Some(captured))) = crate::fused::block(&hidden, self, index, &rope, true) {
             return (out, captured);
         }
         let (out, captured) = composed::block(hidden, &self.blocks[index], &self.spec, &rope);

@@ -30,3 +30,4 @@ pub use forward::Captured;
 pub use gradients::{Grads, gradients};
 pub use load::LoadError;
 pub use loss::{DistillationLoss, distillation_loss, next_token_loss};
+pub use slmc_kernels::{Distillation, Products};

@@ -11,6 +11,7 @@ use rand_chacha::{
     rand_core::{Rng, SeedableRng},
 };
 use slmc_ir::{MemorySource, ModelSpec, Role, SourceError, SpecError, TensorKey, Weight, WeightSource};
+use slmc_kernels::Products;
 
 use crate::{
     decoder::{Block, Decoder, Projection},
@@ -134,7 +135,15 @@ fn build<E>(
         true => None,
         false => Some(maker.matrix(TensorKey::model(Role::Head))?),
     };
-    Ok(Decoder { embedding, blocks, final_norm, untied_head, spec: spec.clone(), rope: RopeCache::default() })
+    Ok(Decoder {
+        embedding,
+        blocks,
+        final_norm,
+        untied_head,
+        spec: spec.clone(),
+        rope: RopeCache::default(),
+        products: Products::default(),
+    })
 }
 
 /// Makes parameters out of numbers that come key by key.

@@ -5,7 +5,7 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use slmc_ir::TokenId;
-use slmc_kernels::Distillation;
+use slmc_kernels::{Distillation, Products};
 
 use crate::{load::read_back, loss_composed};
 
@@ -23,7 +23,8 @@ pub struct DistillationLoss {
 /// Mean cross entropy of the next token, in nats: `[1]`, to call `backward` on.
 ///
 /// `hidden` is `[batch, seq, d_model]`, `head` `[vocab_size, d_model]`; `targets` holds one token for each
-/// position, `mask` its weight (1 when absent). The mean is over the weights' sum; all zero gives 0.
+/// position, `mask` its weight (1 when absent). The mean is over the weights' sum; all zero gives 0. On flex the products
+/// are computed as `products` says.
 ///
 /// # Panics
 /// When `targets` or `mask` has not one entry a position.
@@ -32,10 +33,11 @@ pub fn next_token_loss(
     head: Tensor<2>,
     targets: &[TokenId],
     mask: Option<&[f32]>,
+    products: Products,
 ) -> Tensor<1> {
     let rows = Rows::new(&hidden, targets, mask);
     #[cfg(feature = "flex")]
-    if let Some(loss) = crate::fused::next_token(&hidden, &head, &rows) {
+    if let Some(loss) = crate::fused::next_token(&hidden, &head, &rows, products) {
         return loss;
     }
     loss_composed::next_token(hidden, head, &rows)
@@ -45,7 +47,8 @@ pub fn next_token_loss(
 /// (Hinton, Vinyals, Dean 2015, arXiv:1503.02531, section 2).
 ///
 /// Hidden states are `[batch, seq, d_model]` (the teacher's without gradient; its `d_model` may differ), heads
-/// `[vocab_size, d_model]`. When one vocabulary is padded, the rows that both have count.
+/// `[vocab_size, d_model]`. When one vocabulary is padded, the rows that both have count. On flex the products are
+/// computed as `products` says.
 ///
 /// # Panics
 /// When `targets` has not one entry a position, or the teacher's shape differs in batch or seq.
@@ -55,15 +58,16 @@ pub fn distillation_loss(
     teacher_hidden: Tensor<3>,
     teacher_head: Tensor<2>,
     targets: &[TokenId],
-    temperature: f32,
-    alpha: f32,
+    settings: Distillation,
+    products: Products,
 ) -> DistillationLoss {
     let rows = Rows::new(&student_hidden, targets, None);
-    let settings = Distillation { temperature, alpha };
     let hidden = [student_hidden, teacher_hidden];
     let heads = [student_head, teacher_head];
     #[cfg(feature = "flex")]
-    if let Some((total, [kl, cross_entropy])) = crate::fused::distillation(&hidden, &heads, &rows, settings) {
+    if let Some((total, [kl, cross_entropy])) =
+        crate::fused::distillation(&hidden, &heads, &rows, settings, products)
+    {
         return DistillationLoss { total, kl, cross_entropy };
     }
     let (total, [kl, cross_entropy]) = loss_composed::distillation(hidden, heads, &rows, settings);

@@ -2,7 +2,8 @@
 
 use slmc_ir::{Activation, Biases, Family, LanguageModel, ModelSpec, RopeScaling, TokenId, WeightSource};
 use slmc_model::{
-    AdamW, AdamWHyper, Decoder, DeviceChoice, Evaluator, Grads, distillation_loss, gradients, next_token_loss,
+    AdamW, AdamWHyper, Decoder, DeviceChoice, Distillation, Evaluator, Grads, Products, distillation_loss,
+    gradients, next_token_loss,
 };
 
 /// Odd sizes on purpose: heads of 8, 8 query heads on 4 key heads, 172 channels in the MLP.
@@ -45,7 +46,7 @@ fn loss_and_grads(decoder: &Decoder, recompute: bool) -> (f32, Grads) {
         &all[..batch * seq],
         batch,
         seq,
-        |hidden, head| (next_token_loss(hidden, head, targets, None), ()),
+        |hidden, head| (next_token_loss(hidden, head, targets, None, Products::Single), ()),
         recompute,
     );
     (loss, grads)
@@ -161,7 +162,15 @@ fn a_teacher_that_is_the_student_teaches_nothing() {
         let loss = |hidden: burn::tensor::Tensor<3>, head| {
             let teacher_hidden = hidden.clone().without_autodiff();
             let targets = &all[1..];
-            let loss = distillation_loss(hidden, head, teacher_hidden, teacher.head(), targets, 2.0, alpha);
+            let loss = distillation_loss(
+                hidden,
+                head,
+                teacher_hidden,
+                teacher.head(),
+                targets,
+                Distillation { temperature: 2.0, alpha },
+                Products::Single,
+            );
             (loss.total, (loss.kl, loss.cross_entropy))
         };
         gradients(&student, &all[..batch * seq], batch, seq, loss, false)

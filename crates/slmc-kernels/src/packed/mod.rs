@@ -31,7 +31,7 @@ pub use peak::byte_products;
 
 use crate::Team;
 use aligned::AlignedBytes;
-use out::SharedOut;
+pub(crate) use out::SharedOut;
 use select::{Isa, Plan, Product};
 use simd::ROWS;
 

@@ -5,8 +5,8 @@
 
 use slmc_ir::ModelSpec;
 use slmc_kernels::{
-    AttentionShape, Matrix, MatrixMut, Update, add_row, attention, attention_backward, column_sums,
-    from_heads, multiply, rms_norm, rms_norm_again, rms_norm_backward, rotate, rotate_back, swiglu,
+    AttentionShape, Matrix, MatrixMut, Products, Update, add_row, attention, attention_backward, column_sums,
+    from_heads, multiply_in, rms_norm, rms_norm_again, rms_norm_backward, rotate, rotate_back, swiglu,
     swiglu_backward, to_heads,
 };
 
@@ -40,16 +40,18 @@ pub(super) struct Sizes {
     pub d_model: usize,
     pub d_ff: usize,
     pub eps: f32,
+    pub products: Products,
 }
 
 impl Sizes {
-    pub fn new(spec: &ModelSpec, batch: usize, seq: usize) -> Self {
+    pub fn new(spec: &ModelSpec, batch: usize, seq: usize, products: Products) -> Self {
         let ModelSpec { n_heads, n_kv_heads, d_head, d_model, d_ff, norm_eps, .. } = *spec;
         Self {
             attention: AttentionShape { batch, n_heads, n_kv_heads, seq, d_head },
             d_model,
             d_ff,
             eps: norm_eps,
+            products,
         }
     }
 
@@ -109,6 +111,7 @@ fn required<'a>(inputs: &Inputs<'a>, slot: usize) -> &'a [f32] {
 
 /// `out (+)= x · Wᵀ + b`, rows of `out` lying `stride` apart.
 fn project(
+    sizes: Sizes,
     x: &[f32],
     inputs: &Inputs<'_>,
     slot: usize,
@@ -118,7 +121,8 @@ fn project(
     update: Update,
 ) {
     let weight = Matrix::new(required(inputs, slot), d_out, d_in).transposed();
-    multiply(Matrix::new(x, n, d_in), weight, MatrixMut::strided(out, n, d_out, stride), update);
+    let out_rows = MatrixMut::strided(out, n, d_out, stride);
+    multiply_in(sizes.products, Matrix::new(x, n, d_in), weight, out_rows, update);
     if let Some(bias) = inputs[slot + 1] {
         add_row(out, stride, bias);
     }
@@ -141,17 +145,26 @@ pub(super) fn forward(sizes: Sizes, inputs: &Inputs<'_>, rope: &RopeTable) -> Fo
     let mut attn_mix = vec![0.0; mix.len()];
     from_heads(&mix, &mut attn_mix, sizes.d_query(), 0, sizes.heads(shape.n_heads));
     let mut after_attention = hidden.to_vec();
-    project(&attn_mix, inputs, ATTN_OUTPUT, [n, sizes.d_query(), d], &mut after_attention, d, Update::Add);
+    project(
+        sizes,
+        &attn_mix,
+        inputs,
+        ATTN_OUTPUT,
+        [n, sizes.d_query(), d],
+        &mut after_attention,
+        d,
+        Update::Add,
+    );
 
     let (mut ffn_input, mut ffn_inverse) = (vec![0.0; n * d], vec![0.0; n]);
     rms_norm(&after_attention, required(inputs, FFN_NORM), sizes.eps, &mut ffn_input, &mut ffn_inverse);
     let mut gate_up = vec![0.0; n * 2 * d_ff];
-    project(&ffn_input, inputs, GATE, [n, d, d_ff], &mut gate_up, 2 * d_ff, Update::Set);
-    project(&ffn_input, inputs, UP, [n, d, d_ff], &mut gate_up[d_ff..], 2 * d_ff, Update::Set);
+    project(sizes, &ffn_input, inputs, GATE, [n, d, d_ff], &mut gate_up, 2 * d_ff, Update::Set);
+    project(sizes, &ffn_input, inputs, UP, [n, d, d_ff], &mut gate_up[d_ff..], 2 * d_ff, Update::Set);
     let mut ffn_product = vec![0.0; n * d_ff];
     swiglu(&gate_up, &mut ffn_product, d_ff);
     let mut out = after_attention.clone();
-    project(&ffn_product, inputs, DOWN, [n, d_ff, d], &mut out, d, Update::Add);
+    project(sizes, &ffn_product, inputs, DOWN, [n, d_ff, d], &mut out, d, Update::Add);
 
     Forward {
         out,
@@ -164,7 +177,7 @@ pub(super) fn forward(sizes: Sizes, inputs: &Inputs<'_>, rope: &RopeTable) -> Fo
 fn in_heads(sizes: Sizes, inputs: &Inputs<'_>, slot: usize, n_heads: usize, x: &[f32]) -> Vec<f32> {
     let (n, d_out) = (sizes.n_tokens(), n_heads * sizes.attention.d_head);
     let mut rows = vec![0.0; n * d_out];
-    project(x, inputs, slot, [n, sizes.d_model, d_out], &mut rows, d_out, Update::Set);
+    project(sizes, x, inputs, slot, [n, sizes.d_model, d_out], &mut rows, d_out, Update::Set);
     let mut heads = vec![0.0; n * d_out];
     to_heads(&rows, d_out, 0, &mut heads, sizes.heads(n_heads));
     heads
@@ -335,7 +348,8 @@ impl Back<'_> {
         update: Update,
     ) {
         let weight = Matrix::new(required(self.inputs, slot), d_out, d_in);
-        multiply(Matrix::strided(d_y, n, d_out, stride), weight, MatrixMut::new(d_x, n, d_in), update);
+        let d_y = Matrix::strided(d_y, n, d_out, stride);
+        multiply_in(self.sizes.products, d_y, weight, MatrixMut::new(d_x, n, d_in), update);
     }
 
     /// `d_W = d_yᵀ · x` and the bias's sums, where wanted.
@@ -350,7 +364,8 @@ impl Back<'_> {
         if self.wanted[slot] {
             let mut gradient = vec![0.0; d_out * d_in];
             let d_y = Matrix::strided(d_y, n, d_out, stride).transposed();
-            multiply(d_y, Matrix::new(x, n, d_in), MatrixMut::new(&mut gradient, d_out, d_in), Update::Set);
+            let (x, out) = (Matrix::new(x, n, d_in), MatrixMut::new(&mut gradient, d_out, d_in));
+            multiply_in(self.sizes.products, d_y, x, out, Update::Set);
             self.gradients[slot] = Some(gradient);
         }
         if self.wanted[slot + 1] {

@@ -15,7 +15,6 @@ use burn::{
     module::Param,
     tensor::Tensor,
 };
-use slmc_ir::ModelSpec;
 
 use super::{
     FlexTensor, TrackedTensor,
@@ -26,7 +25,7 @@ use super::{
     contiguous, flex_tensor, from_plain, from_tracked, into_numbers, numbers, plain, tracked,
 };
 use crate::{
-    decoder::{Block, Projection},
+    decoder::{Block, Decoder, Projection},
     forward::Captured,
     rope::RopeTable,
 };
@@ -35,13 +34,14 @@ use crate::{
 /// asked for, and then without a graph.
 pub(crate) fn block(
     hidden: &Tensor<3>,
-    block: &Block,
-    spec: &ModelSpec,
+    decoder: &Decoder,
+    index: usize,
     rope: &Arc<RopeTable>,
     capture: bool,
 ) -> Option<(Tensor<3>, Option<Captured>)> {
     let [batch, seq, _] = hidden.dims();
-    let sizes = Sizes::new(spec, batch, seq);
+    let (block, spec) = (&decoder.blocks[index], &decoder.spec);
+    let sizes = Sizes::new(spec, batch, seq, decoder.products);
     let with_graph = hidden.is_autodiff() || block.attn_norm.is_autodiff();
     if !with_graph {
         let inputs = gather(hidden, block, &plain, &plain, &plain)?;

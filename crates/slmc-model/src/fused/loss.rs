@@ -1,7 +1,11 @@
 //! Head, softmax and loss in one operation, a chunk of tokens at a time.
 
+use std::cell::OnceCell;
+
 use burn::tensor::Tensor;
-use slmc_kernels::{Distillation, Matrix, MatrixMut, Update, multiply};
+use slmc_kernels::{
+    Distillation, HalfRight, Matrix, MatrixMut, Products, Update, multiply, multiply_half, multiply_in,
+};
 
 use super::{
     FlexTensor,
@@ -15,8 +19,13 @@ const CHUNK_LOGITS: usize = 1 << 24;
 const CHUNK_ROWS: usize = 64;
 
 /// Cross entropy on flex; `None` on other devices.
-pub(crate) fn next_token(hidden: &Tensor<3>, head: &Tensor<2>, rows: &Rows<'_>) -> Option<Tensor<1>> {
-    let mut student = Side::new(hidden, head, head.dims()[0])?;
+pub(crate) fn next_token(
+    hidden: &Tensor<3>,
+    head: &Tensor<2>,
+    rows: &Rows<'_>,
+    products: Products,
+) -> Option<Tensor<1>> {
+    let mut student = Side::new(hidden, head, head.dims()[0], products)?;
     let mut sums = Sums::new(&student, hidden, head);
     let mut sum = 0.0;
     for (start, n) in chunks(rows.n_rows, student.vocab_size) {
@@ -40,10 +49,11 @@ pub(crate) fn distillation(
     [student_head, teacher_head]: &[Tensor<2>; 2],
     rows: &Rows<'_>,
     settings: Distillation,
+    products: Products,
 ) -> Option<(Tensor<1>, [f32; 2])> {
     let vocab_size = student_head.dims()[0].min(teacher_head.dims()[0]);
-    let mut student = Side::new(student_hidden, student_head, vocab_size)?;
-    let mut teacher = Side::new(teacher_hidden, teacher_head, vocab_size)?;
+    let mut student = Side::new(student_hidden, student_head, vocab_size, products)?;
+    let mut teacher = Side::new(teacher_hidden, teacher_head, vocab_size, products)?;
     let mut sums = Sums::new(&student, student_hidden, student_head);
     let [mut kl_sum, mut cross_entropy_sum] = [0.0_f64; 2];
     for (start, n) in chunks(rows.n_rows, vocab_size) {
@@ -73,7 +83,7 @@ pub(crate) fn distillation(
 
 /// Rows `start..start + n` of the logits of these hidden states, in row order; `None` on other devices.
 pub(crate) fn logits(hidden: &Tensor<3>, head: &Tensor<2>, start: usize, n: usize) -> Option<Vec<f32>> {
-    let mut side = Side::new(hidden, head, head.dims()[0])?;
+    let mut side = Side::new(hidden, head, head.dims()[0], Products::Single)?;
     side.logits(start, n);
     Some(side.logits)
 }
@@ -90,13 +100,37 @@ struct Side {
     d_model: usize,
     vocab_size: usize,
     logits: Vec<f32>,
+    products: Products,
+    /// The head as products in bf16 take it: transposed for logits, and as it is for the way back. Laid out once for
+    /// all chunks.
+    half_heads: [OnceCell<HalfRight>; 2],
 }
 
 impl Side {
-    fn new(hidden: &Tensor<3>, head: &Tensor<2>, vocab_size: usize) -> Option<Self> {
+    fn new(hidden: &Tensor<3>, head: &Tensor<2>, vocab_size: usize, products: Products) -> Option<Self> {
         let d_model = head.dims()[1];
-        let hidden = plain(flat(hidden.clone().without_autodiff()))?;
-        Some(Self { hidden, head: plain(head.clone())?, d_model, vocab_size, logits: Vec::new() })
+        let (hidden, head) = (plain(flat(hidden.clone().without_autodiff()))?, plain(head.clone())?);
+        Some(Self {
+            hidden,
+            head,
+            d_model,
+            vocab_size,
+            logits: Vec::new(),
+            products,
+            half_heads: Default::default(),
+        })
+    }
+
+    /// `out = a · headᵀ`, or `out = a · head`.
+    fn times_head(&self, a: Matrix<'_>, transposed: bool, out: MatrixMut<'_>) {
+        let head = if transposed { self.head().transposed() } else { self.head() };
+        match self.products {
+            Products::Single => multiply(a, head, out, Update::Set),
+            Products::Half(units) => {
+                let half = &self.half_heads[usize::from(transposed)];
+                multiply_half(a, half.get_or_init(|| HalfRight::new(units, head)), out, Update::Set);
+            }
+        }
     }
 
     fn chunk(&self, start: usize, n: usize) -> Matrix<'_> {
@@ -111,7 +145,7 @@ impl Side {
         let mut logits = std::mem::take(&mut self.logits);
         logits.resize(n * self.vocab_size, 0.0);
         let out = MatrixMut::new(&mut logits, n, self.vocab_size);
-        multiply(self.chunk(start, n), self.head().transposed(), out, Update::Set);
+        self.times_head(self.chunk(start, n), true, out);
         self.logits = logits;
     }
 }
@@ -136,11 +170,12 @@ impl Sums {
         let d_model = student.d_model;
         if !self.gradients.hidden.is_empty() {
             let rows = &mut self.gradients.hidden[start * d_model..(start + n) * d_model];
-            multiply(d_logits, student.head(), MatrixMut::new(rows, n, d_model), Update::Set);
+            student.times_head(d_logits, false, MatrixMut::new(rows, n, d_model));
         }
         if !self.gradients.head.is_empty() {
             let out = MatrixMut::new(&mut self.gradients.head, student.vocab_size, d_model);
-            multiply(d_logits.transposed(), student.chunk(start, n), out, Update::Add);
+            let chunk = student.chunk(start, n);
+            multiply_in(student.products, d_logits.transposed(), chunk, out, Update::Add);
         }
     }
 }

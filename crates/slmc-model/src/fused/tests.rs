@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Gradients, Tensor};
 use slmc_ir::TensorKey;
-use slmc_kernels::Distillation;
+use slmc_kernels::{Distillation, Products};
 
 use crate::{
     Decoder, composed,
@@ -25,8 +25,7 @@ fn block_and_all_its_gradients() {
         let weights = random(shape, 92, 1.0, &device);
         let keys: Vec<TensorKey> = decoder.keys().into_iter().filter(|key| key.block == Some(0)).collect();
 
-        let (fused, captured) =
-            super::block(&hidden, &decoder.blocks[0], &decoder.spec, &rope, true).expect("flex is fused");
+        let (fused, captured) = super::block(&hidden, &decoder, 0, &rope, true).expect("flex is fused");
         let (plain, expected) = composed::block(hidden.clone(), &decoder.blocks[0], &decoder.spec, &rope);
         assert_near("out", fused.clone(), plain.clone());
         let captured = captured.expect("it was asked for");
@@ -53,8 +52,7 @@ fn without_autodiff_the_block_is_the_same() {
     let decoder = decoder(true, &device.clone().autodiff()).for_evaluation();
     let rope = decoder.rope.table(&decoder.spec, SEQ);
     let hidden = random([BATCH, SEQ, decoder.spec.d_model], 91, 1.0, &device);
-    let (fused, _) =
-        super::block(&hidden, &decoder.blocks[0], &decoder.spec, &rope, false).expect("flex is fused");
+    let (fused, _) = super::block(&hidden, &decoder, 0, &rope, false).expect("flex is fused");
     assert!(!fused.is_autodiff());
     let (plain, _) = composed::block(hidden, &decoder.blocks[0], &decoder.spec, &rope);
     assert_near("out", fused, plain);
@@ -68,8 +66,7 @@ fn a_frozen_block_passes_gradients_through() {
     let rope = decoder.rope.table(&decoder.spec, SEQ);
     let hidden = random([BATCH, SEQ, decoder.spec.d_model], 91, 1.0, &device).require_grad();
     let input_gradient = |decoder: &Decoder| {
-        let (out, _) =
-            super::block(&hidden, &decoder.blocks[0], &decoder.spec, &rope, false).expect("flex is fused");
+        let (out, _) = super::block(&hidden, &decoder, 0, &rope, false).expect("flex is fused");
         let grads = out.powi_scalar(2).sum().backward();
         let weight = decoder.blocks[0].query.weight.val();
         assert_eq!(weight.grad(&grads).is_some(), weight.is_require_grad());
@@ -116,7 +113,7 @@ fn next_token_loss() {
         check_loss(|fused, hidden, head| {
             let rows = Rows::new(&hidden, &targets, mask);
             let loss = match fused {
-                true => super::next_token(&hidden, &head, &rows).expect("flex is fused"),
+                true => super::next_token(&hidden, &head, &rows, Products::Single).expect("flex is fused"),
                 false => loss_composed::next_token(hidden, head, &rows),
             };
             (loss, Vec::new())
@@ -138,7 +135,8 @@ fn distillation_loss() {
             let hidden = [hidden, teacher_hidden.clone()];
             let heads = [head, teacher_head.clone()];
             let (loss, parts) = match fused {
-                true => super::distillation(&hidden, &heads, &rows, settings).expect("flex is fused"),
+                true => super::distillation(&hidden, &heads, &rows, settings, Products::Single)
+                    .expect("flex is fused"),
                 false => loss_composed::distillation(hidden, heads, &rows, settings),
             };
             (loss, parts.to_vec())
