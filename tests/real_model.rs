@@ -35,7 +35,7 @@ fn logits_equal_numpy_and_llama_cpp() {
     let tokens: Vec<u32> = tokens.split_whitespace().take(512).map(|id| id.parse().unwrap()).collect();
     let text = tokens.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
     std::fs::write(path("tokens.txt"), text).unwrap();
-    let surroundings = Surroundings { device: "flex".to_owned(), data_root: None };
+    let surroundings = Surroundings { device: Some("flex".to_owned()), data_root: None };
     let mut model = evaluator_of(&open_model(&float_teacher()).unwrap(), &surroundings).unwrap();
     let mut logits = Vec::new();
     model.forward(&tokens, 0, &mut |_, row| logits.extend_from_slice(row)).unwrap();

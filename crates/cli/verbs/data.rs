@@ -40,7 +40,7 @@ fn sample(args: &SampleArgs, session: &Session<'_>) -> Result<(), Failure> {
         temperature: args.temperature,
         seed: session.global.seed.unwrap_or(0),
     };
-    let documents = sample_documents(&checkpoint, settings, &session.surroundings, session.terminal);
+    let documents = sample_documents(&checkpoint, settings, session.terminal);
     let documents = documents.map_err(stage_failure)?;
     let mut file = AtomicFile::create(&args.out).or_run()?;
     for document in &documents {

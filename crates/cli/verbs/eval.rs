@@ -1,13 +1,12 @@
 //! Measuring models.
 
 use slmc_eval::{Protocol, Windowing};
-use slmc_ir::{Checkpoint, LanguageModel};
 use slmc_recipe::StageError;
-use slmc_stages::{divergence_by, evaluator_of, perplexity_by};
+use slmc_stages::{Exactness, divergence_of, perplexity_of};
 
-use super::{Session, engine, model};
+use super::{Session, model};
 use crate::{
-    args::{EvalVerb, KldArgs, PplArgs},
+    args::{EvalVerb, KldArgs, PplArgs, TextArgs},
     failure::{Failure, OrFail, input_error},
     output,
 };
@@ -28,9 +27,14 @@ fn ppl(args: &PplArgs, session: &Session<'_>) -> Result<(), Failure> {
         _ => Protocol::Llama,
     };
     let windowing = Windowing { protocol, ctx: text.ctx, chunks: text.chunks };
-    let mut load = |checkpoint: &Checkpoint| measured_by(checkpoint, text.exact, session);
-    let found =
-        perplexity_by(&mut load, &checkpoint, &text.data, windowing, &session.surroundings, session.terminal);
+    let found = perplexity_of(
+        &checkpoint,
+        &text.data,
+        windowing,
+        exactness(text),
+        &session.surroundings,
+        session.terminal,
+    );
     let found = found.map_err(stage_failure)?;
     let bits = found.bits_per_byte.map_or(String::new(), |bits| format!(", {bits:.4} bits per byte"));
     let line = format!(
@@ -43,13 +47,12 @@ fn ppl(args: &PplArgs, session: &Session<'_>) -> Result<(), Failure> {
 fn kld(args: &KldArgs, session: &Session<'_>) -> Result<(), Failure> {
     let (checkpoint, baseline) = (model::open(&args.model)?, model::open(&args.baseline)?);
     let text = &args.text;
-    let mut load = |checkpoint: &Checkpoint| measured_by(checkpoint, text.exact, session);
-    let found = divergence_by(
-        &mut load,
+    let found = divergence_of(
         &checkpoint,
         &baseline,
         &text.data,
         Windowing::llama(text.ctx, text.chunks),
+        exactness(text),
         &session.surroundings,
         session.terminal,
     );
@@ -65,22 +68,8 @@ fn kld(args: &KldArgs, session: &Session<'_>) -> Result<(), Failure> {
     output::print(session.global.json, &serde_json::to_value(&found).or_run()?, &line)
 }
 
-/// The engine; the training code's model where a device is named.
-fn measured_by(
-    checkpoint: &Checkpoint,
-    exact: bool,
-    session: &Session<'_>,
-) -> Result<Box<dyn LanguageModel>, StageError> {
-    match &session.global.device {
-        Some(device) if exact => Err(StageError::Input(format!(
-            "--exact is about the engine, --device {device} measures without it: give one of the two"
-        ))),
-        Some(_) => Ok(Box::new(evaluator_of(checkpoint, &session.surroundings)?)),
-        None => {
-            let found = slmc_engine::Engine::load(checkpoint, engine::options(exact, session));
-            Ok(Box::new(found.map_err(|e| StageError::Failed(e.to_string()))?))
-        }
-    }
+fn exactness(text: &TextArgs) -> Exactness {
+    if text.exact { Exactness::Exact } else { Exactness::Fast }
 }
 
 /// How a failed measurement ends the program.

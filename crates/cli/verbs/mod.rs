@@ -39,10 +39,7 @@ pub fn dispatch(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
         rayon::ThreadPoolBuilder::new().num_threads(n_threads).build_global().or_run()?;
     }
     let data_root = global.data_root.clone().or_else(|| std::env::var_os("SLMC_DATA").map(Into::into));
-    let surroundings = Arc::new(Surroundings {
-        device: global.device.clone().unwrap_or_else(|| "flex".to_owned()),
-        data_root,
-    });
+    let surroundings = Arc::new(Surroundings { device: global.device.clone(), data_root });
     let session = Session { global, terminal, surroundings };
     match &args.verb {
         Verb::Run(args) => recipe::run(args, &session),

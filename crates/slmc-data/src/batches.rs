@@ -128,34 +128,55 @@ impl Batches {
         (self.seq_len as u64).saturating_mul(self.batch_size as u64)
     }
 
+    /// Rows of a batch, and tokens of a row.
+    pub(crate) fn sizes(&self) -> [usize; 2] {
+        [self.batch_size, self.seq_len]
+    }
+
+    /// Whether some tokens are not learnt from.
+    pub(crate) fn has_mask(&self) -> bool {
+        self.tokens.scored().is_some()
+    }
+
     /// Batch number `index`, from 0 without end. The same for the same data, sizes and seed, on any machine, in any
     /// order of asking.
     pub fn batch(&self, index: u64) -> Batch {
-        let n_windows = u128::from(self.n_windows());
         let first = u128::from(index) * self.batch_size as u128;
+        let mut batch = self.empty_batch(self.has_mask());
+        (first..first + self.batch_size as u128).for_each(|place| self.push_place(place, &mut batch));
+        batch
+    }
+
+    /// A batch with room for its rows.
+    pub(crate) fn empty_batch(&self, has_mask: bool) -> Batch {
         let n_elements = self.batch_size * self.seq_len;
-        let mut batch = Batch {
+        Batch {
             inputs: Vec::with_capacity(n_elements),
             targets: Vec::with_capacity(n_elements),
-            loss_mask: self.tokens.scored().map(|_| Vec::with_capacity(n_elements)),
+            loss_mask: has_mask.then(|| Vec::with_capacity(n_elements)),
             batch_size: self.batch_size,
             seq_len: self.seq_len,
-        };
-        for place in first..first + self.batch_size as u128 {
-            // Epochs beyond 2^64 repeat; no training gets there.
-            let order = self.order((place / n_windows) as u64);
-            let start = self.windows[order[(place % n_windows) as usize] as usize];
-            self.push_row(start, &mut batch);
         }
-        batch
+    }
+
+    /// Adds the window at a place of the endless row of epochs.
+    pub(crate) fn push_place(&self, place: u128, batch: &mut Batch) {
+        let n_windows = u128::from(self.n_windows());
+        // Epochs beyond 2^64 repeat; no training gets there.
+        let order = self.order((place / n_windows) as u64);
+        let start = self.windows[order[(place % n_windows) as usize] as usize];
+        self.push_row(start, batch);
     }
 
     fn push_row(&self, start: usize, batch: &mut Batch) {
         let end = start + self.seq_len;
         batch.inputs.extend_from_slice(&self.tokens.tokens()[start..end]);
         batch.targets.extend_from_slice(&self.tokens.tokens()[start + 1..=end]);
-        if let (Some(mask), Some(scored)) = (&mut batch.loss_mask, self.tokens.scored()) {
-            mask.extend_from_slice(&scored[start + 1..=end]);
+        if let Some(mask) = &mut batch.loss_mask {
+            match self.tokens.scored() {
+                Some(scored) => mask.extend_from_slice(&scored[start + 1..=end]),
+                None => mask.extend(std::iter::repeat_n(true, self.seq_len)),
+            }
         }
     }
 

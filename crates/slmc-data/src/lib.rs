@@ -1,7 +1,7 @@
 //! Text, JSONL and chat data to token batches.
 //!
 //! The way through the crate: [`Documents`] reads what lies at a path, [`Tokenizer`] turns text into tokens,
-//! [`PackedTokens`] puts the documents end to end, [`Batches`] cuts that stream into training batches.
+//! [`PackedTokens`] puts the documents end to end, [`Batches`] cuts that stream into training batches, [`Mixture`] joins two.
 //! Everything here is a pure function of its inputs and a seed; nothing reads the environment.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -17,6 +17,7 @@ mod guard;
 mod hash;
 mod jsonl;
 mod manifest;
+mod mixture;
 mod pack;
 mod spelling;
 mod tokenizer;
@@ -30,5 +31,6 @@ pub use documents::{DataError, Documents, read_text};
 pub use guard::panic_becomes_error;
 pub use hash::{sha256_bytes, sha256_file, sha256_path};
 pub use manifest::{Manifest, ManifestFile};
+pub use mixture::{Mixture, MixtureError};
 pub use pack::{PackError, PackedTokens};
 pub use tokenizer::{DecodeStream, Special, TokenizeError, Tokenizer};

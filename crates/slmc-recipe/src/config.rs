@@ -166,6 +166,10 @@ pub struct TrainConfig {
     /// that the text lacks would drift, since Adam makes steps of their smallest gradients.
     #[serde(default)]
     pub freeze_embedding: bool,
+    /// What products are computed in: `f32`, or `bf16` (with sums in f32), several times as fast on CPUs with AMX and
+    /// done in f32 on others.
+    #[serde(default = "defaults::f32")]
+    pub precision: String,
 }
 
 impl TrainConfig {
@@ -197,6 +201,12 @@ pub struct DistillConfig {
     pub alpha: f64,
     /// Weight of the difference of the final hidden states; for a student as wide as its teacher.
     pub hidden_weight: f64,
+    /// Tokens of text that the teacher writes itself before the training, to be learnt from beside the data: what the
+    /// teacher knows and the data does not speak of (LLM-QAT, arXiv:2305.17888). The writing counts as part of a
+    /// budget in minutes.
+    pub sampled_tokens: usize,
+    /// Share of such text among the sequences, where there is any.
+    pub sampled_share: f64,
     /// The loop's settings.
     #[serde(flatten)]
     pub train: TrainConfig,
@@ -207,6 +217,8 @@ impl DistillConfig {
     pub const TEMPERATURE: f64 = 1.0;
     /// Mostly the teacher, with a little of the text's own truth.
     pub const ALPHA: f64 = 0.9;
+    /// As much of the teacher's own text as of the data.
+    pub const SAMPLED_SHARE: f64 = 0.5;
 }
 
 /// Fewer bits a weight.
@@ -250,6 +262,9 @@ pub struct EvalConfig {
 
 /// Why each: they are what works untouched on 100 M parameters and two cores.
 mod defaults {
+    pub fn f32() -> String {
+        "f32".to_owned()
+    }
     pub fn calibration_sequences() -> usize {
         16
     }

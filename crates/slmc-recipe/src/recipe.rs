@@ -204,14 +204,17 @@ fn typed<T: DeserializeOwned>(table: Table, place: &str) -> Result<T, RecipeErro
     Value::Table(table).try_into().map_err(|e: toml::de::Error| invalid(place, explain(&one_line(&e))))
 }
 
-/// Distillation is the training loop and three keys more; serde's `flatten` cannot refuse unknown keys, so the
-/// three are taken out and the rest is read as strictly as ever.
+/// Distillation is the training loop and some keys more; serde's `flatten` cannot refuse unknown keys, so they
+/// are taken out and the rest is read as strictly as ever.
 fn distill(mut table: Table, place: &str) -> Result<DistillConfig, RecipeError> {
     let teacher = take(&mut table, "teacher")?;
     let temperature = take(&mut table, "temperature")?.unwrap_or(DistillConfig::TEMPERATURE);
     let alpha = take(&mut table, "alpha")?.unwrap_or(DistillConfig::ALPHA);
     let hidden_weight = take(&mut table, "hidden_weight")?.unwrap_or(0.0);
-    Ok(DistillConfig { teacher, temperature, alpha, hidden_weight, train: typed(table, place)? })
+    let sampled_tokens = take(&mut table, "sampled_tokens")?.unwrap_or(0);
+    let sampled_share = take(&mut table, "sampled_share")?.unwrap_or(DistillConfig::SAMPLED_SHARE);
+    let train = typed(table, place)?;
+    Ok(DistillConfig { teacher, temperature, alpha, hidden_weight, sampled_tokens, sampled_share, train })
 }
 
 /// Applies one `stage.key=value` (or `key=value` at the top). The value is TOML; what is not TOML is a string.

@@ -1,5 +1,6 @@
-//! Measuring an artefact with the Burn model.
+//! Measuring an artefact: with the engine, as it is and as it will be run; on a device where one is named.
 
+use slmc_engine::{Engine, EngineOptions};
 use slmc_eval::{Divergence, EvalError, EvalText, Perplexity, Windowing};
 use slmc_ir::{Checkpoint, Host, LanguageModel};
 use slmc_model::{Decoder, Evaluator};
@@ -19,8 +20,17 @@ pub fn evaluate(
     host: &dyn Host,
 ) -> Result<Evaluation, StageError> {
     let windowing = Windowing::llama(config.ctx, config.chunks);
-    let found = perplexity_of(checkpoint, &config.data, windowing, surroundings, host)?;
+    let found = perplexity_of(checkpoint, &config.data, windowing, Exactness::Fast, surroundings, host)?;
     Ok(Evaluation { ppl: found.ppl, standard_error: found.standard_error, tokens: found.tokens })
+}
+
+/// How exactly the engine computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exactness {
+    /// As it generates: activations in int8 where weights are levels, cache in f16.
+    Fast,
+    /// The weights as they decode, everything else in f32.
+    Exact,
 }
 
 /// Perplexity of a checkpoint on the text of a dataset.
@@ -28,39 +38,42 @@ pub fn perplexity_of(
     checkpoint: &Checkpoint,
     data: &str,
     windowing: Windowing,
-    surroundings: &Surroundings,
-    host: &dyn Host,
-) -> Result<Perplexity, StageError> {
-    let mut load = |checkpoint: &Checkpoint| boxed_evaluator(checkpoint, surroundings);
-    perplexity_by(&mut load, checkpoint, data, windowing, surroundings, host)
-}
-
-/// Makes a model of a checkpoint: on a device, in the engine.
-pub type Load<'l> = dyn FnMut(&Checkpoint) -> Result<Box<dyn LanguageModel>, StageError> + 'l;
-
-fn boxed_evaluator(
-    checkpoint: &Checkpoint,
-    surroundings: &Surroundings,
-) -> Result<Box<dyn LanguageModel>, StageError> {
-    Ok(Box::new(evaluator_of(checkpoint, surroundings)?))
-}
-
-/// As [`perplexity_of`], by whatever model `load` makes of the checkpoint; the text is read first.
-pub fn perplexity_by(
-    load: &mut Load<'_>,
-    checkpoint: &Checkpoint,
-    data: &str,
-    windowing: Windowing,
+    exactness: Exactness,
     surroundings: &Surroundings,
     host: &dyn Host,
 ) -> Result<Perplexity, StageError> {
     let tokenizer = tokenizer_of(checkpoint)?;
     let text = EvalText::new(&tokenizer, &text_of(data, surroundings)?).map_err(eval_error)?;
-    let mut model = load(checkpoint)?;
+    let mut model = measured_model(checkpoint, exactness, surroundings)?;
     slmc_eval::perplexity(&mut *model, &text, windowing, host).map_err(eval_error)
 }
 
-/// The model, ready to be asked.
+/// The model in the engine; on the device where one is named.
+fn measured_model(
+    checkpoint: &Checkpoint,
+    exactness: Exactness,
+    surroundings: &Surroundings,
+) -> Result<Box<dyn LanguageModel>, StageError> {
+    match &surroundings.device {
+        Some(device) if exactness == Exactness::Exact => Err(StageError::Input(format!(
+            "--exact is about the engine, --device {device} measures without it: give one of the two"
+        ))),
+        Some(_) => Ok(Box::new(evaluator_of(checkpoint, surroundings)?)),
+        None => Ok(Box::new(engine_of(checkpoint, exactness)?)),
+    }
+}
+
+/// The model in the engine, on as many threads as everything else uses.
+pub(crate) fn engine_of(checkpoint: &Checkpoint, exactness: Exactness) -> Result<Engine, StageError> {
+    let n_threads = rayon::current_num_threads();
+    let options = match exactness {
+        Exactness::Fast => EngineOptions::fast(n_threads),
+        Exactness::Exact => EngineOptions::exact(n_threads),
+    };
+    Engine::load(checkpoint, options).map_err(|e| StageError::Failed(e.to_string()))
+}
+
+/// The model on the device, ready to be asked.
 pub fn evaluator_of(checkpoint: &Checkpoint, surroundings: &Surroundings) -> Result<Evaluator, StageError> {
     let device = open_device(surroundings)?;
     let decoder =
@@ -82,20 +95,7 @@ pub fn divergence_of(
     baseline: &Checkpoint,
     data: &str,
     windowing: Windowing,
-    surroundings: &Surroundings,
-    host: &dyn Host,
-) -> Result<Divergence, StageError> {
-    let mut load = |checkpoint: &Checkpoint| boxed_evaluator(checkpoint, surroundings);
-    divergence_by(&mut load, checkpoint, baseline, data, windowing, surroundings, host)
-}
-
-/// As [`divergence_of`], by whatever models `load` makes of the two checkpoints.
-pub fn divergence_by(
-    load: &mut Load<'_>,
-    checkpoint: &Checkpoint,
-    baseline: &Checkpoint,
-    data: &str,
-    windowing: Windowing,
+    exactness: Exactness,
     surroundings: &Surroundings,
     host: &dyn Host,
 ) -> Result<Divergence, StageError> {
@@ -106,7 +106,8 @@ pub fn divergence_by(
         return Err(StageError::Input(message.to_owned()));
     }
     let text = EvalText::new(&tokenizer, &text_of(data, surroundings)?).map_err(eval_error)?;
-    let (mut model, mut base) = (load(checkpoint)?, load(baseline)?);
+    let mut model = measured_model(checkpoint, exactness, surroundings)?;
+    let mut base = measured_model(baseline, exactness, surroundings)?;
     slmc_eval::kl_divergence(&mut *model, &mut *base, &text, windowing, host).map_err(eval_error)
 }
 

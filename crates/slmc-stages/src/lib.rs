@@ -17,9 +17,7 @@ mod training;
 pub use build::build;
 pub use calibration::{Survey, same_vocabulary, survey, tokenizer_of};
 pub use estimate::{Estimate, estimate};
-pub use evaluate::{
-    Load, divergence_by, divergence_of, evaluate, evaluator_of, perplexity_by, perplexity_of,
-};
+pub use evaluate::{Exactness, divergence_of, evaluate, evaluator_of, perplexity_of};
 pub use export::{Target, write_checkpoint};
 pub use open::{fingerprint_of, open_model, outline_of};
 pub use sample::{SampleSettings, sample_documents};
@@ -29,8 +27,9 @@ use std::path::PathBuf;
 /// What stages need to know of the machine and the user's wishes.
 #[derive(Clone, Debug)]
 pub struct Surroundings {
-    /// Where tensors live: `flex`, `tch`, `cuda:0`, `wgpu`.
-    pub device: String,
+    /// Where tensors live: `flex`, `tch`, `cuda:0`, `wgpu`. When none is named, models learn on `flex` and are measured
+    /// in the engine; when one is, both happen there.
+    pub device: Option<String>,
     /// The folder that dataset manifests' paths are relative to.
     pub data_root: Option<PathBuf>,
 }

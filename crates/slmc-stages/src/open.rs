@@ -9,6 +9,9 @@ use slmc_recipe::StageError;
 
 use crate::Surroundings;
 
+/// Where models learn when the user names no device.
+const DEFAULT_DEVICE: &str = "flex";
+
 /// Opens a Hugging Face folder, a GGUF, or the folder of a run (its last finished stage).
 pub fn open_model(path: &str) -> Result<Checkpoint, String> {
     if path.starts_with("hf:") {
@@ -49,6 +52,7 @@ pub fn fingerprint_of(path: &str) -> Result<String, String> {
 
 /// The device that tensors live on.
 pub(crate) fn open_device(surroundings: &Surroundings) -> Result<Device, StageError> {
-    let choice: Result<DeviceChoice, _> = surroundings.device.parse();
+    let device = surroundings.device.as_deref().unwrap_or(DEFAULT_DEVICE);
+    let choice: Result<DeviceChoice, _> = device.parse();
     choice.and_then(DeviceChoice::open).map_err(|e| StageError::Input(e.to_string()))
 }

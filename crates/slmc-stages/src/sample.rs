@@ -1,21 +1,24 @@
 //! Text that a model itself writes: calibration and training data where no other is at hand, or none may be used.
 
-use burn::tensor::{Int, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+use slmc_engine::{Crowd, EngineError};
 use slmc_ir::{Checkpoint, Host, TokenId};
-use slmc_model::Decoder;
 use slmc_recipe::StageError;
 
-use crate::{Surroundings, calibration::tokenizer_of, open::open_device};
+use crate::{
+    calibration::tokenizer_of,
+    evaluate::{Exactness, engine_of},
+};
 
 /// Sequences that are written side by side.
-const N_SIDE_BY_SIDE: usize = 16;
+const N_SIDE_BY_SIDE: usize = 32;
 
 /// What to sample.
 #[derive(Clone, Copy, Debug)]
 pub struct SampleSettings {
-    /// Tokens in all, rounded up to whole documents.
+    /// Tokens in all; the last documents may be cut short.
     pub n_tokens: usize,
     /// Tokens of the longest document.
     pub document_len: usize,
@@ -25,87 +28,107 @@ pub struct SampleSettings {
     pub seed: u64,
 }
 
-/// Documents that the model writes from nothing but its end-of-text token. Each step runs the whole context
-/// again: for small models and short documents.
+/// Documents that the model writes, each from a token of the vocabulary that is drawn at random (LLM-QAT,
+/// arXiv:2305.17888, section 2.1): from its beginning-of-text token alone, a model that was taught to chat writes
+/// little but its system prompt.
 pub fn sample_documents(
     checkpoint: &Checkpoint,
     settings: SampleSettings,
-    surroundings: &Surroundings,
     host: &dyn Host,
 ) -> Result<Vec<String>, StageError> {
     let tokenizer = tokenizer_of(checkpoint)?;
-    let special = tokenizer.special();
-    let none =
-        || StageError::Input("the model has neither BOS nor EOS: nothing to begin a text with".to_owned());
-    let first = special.bos.or(special.eos).ok_or_else(none)?;
-    let device = open_device(surroundings)?;
-    let decoder =
-        Decoder::load(&*checkpoint.weights, &device).map_err(|e| StageError::Failed(e.to_string()))?;
-    let document_len = settings.document_len.min(decoder.spec().context_len);
-    let mut writer =
-        Writer { decoder, rng: ChaCha8Rng::seed_from_u64(settings.seed), temperature: settings.temperature };
-    let n_rounds = settings.n_tokens.div_ceil(N_SIDE_BY_SIDE * document_len.max(1));
-    host.begin("sample", (n_rounds * document_len) as u64, "steps");
-    let mut documents = Vec::new();
-    for round in 0..n_rounds {
-        let mut texts = vec![vec![first]; N_SIDE_BY_SIDE];
-        for step in 1..document_len {
-            if host.stop_requested() {
-                return Err(StageError::Interrupted("while sampling".to_owned()));
-            }
-            writer.write_token(&mut texts)?;
-            host.advance_to((round * document_len + step) as u64, "");
+    let engine = engine_of(checkpoint, Exactness::Fast)?;
+    let document_len = settings.document_len.clamp(1, engine.spec().context_len);
+    let n_sequences = N_SIDE_BY_SIDE.min(settings.n_tokens.div_ceil(document_len).max(1));
+    let crowd = engine.crowd(n_sequences, document_len).map_err(failed)?;
+    // What decodes to nothing says nothing: special tokens, and ids that the vocabulary leaves out.
+    let is_text = |token: &TokenId| tokenizer.decode(&[*token]).is_ok_and(|text| !text.trim().is_empty());
+    let beginnings: Vec<TokenId> = (0..engine.spec().vocab_size as TokenId).filter(is_text).collect();
+    if beginnings.is_empty() {
+        return Err(StageError::Input(
+            "no token of the vocabulary is text: nothing can be written".to_owned(),
+        ));
+    }
+    let mut writer = Writer {
+        crowd,
+        random: ChaCha8Rng::seed_from_u64(settings.seed),
+        temperature: settings.temperature,
+        beginnings: &beginnings,
+        end: tokenizer.special().eos,
+        document_len,
+        texts: vec![Vec::new(); n_sequences],
+        finished: Vec::new(),
+    };
+    host.begin("sample", settings.n_tokens as u64, "tokens");
+    let mut n_tokens = 0;
+    while n_tokens < settings.n_tokens {
+        if host.stop_requested() {
+            return Err(StageError::Interrupted("while sampling".to_owned()));
         }
-        for text in &texts {
-            let end = text[1..]
-                .iter()
-                .position(|&token| Some(token) == special.eos)
-                .map_or(text.len(), |at| at + 1);
-            let decoded = tokenizer.decode(&text[1..end]).map_err(|e| StageError::Failed(e.to_string()))?;
-            documents.push(decoded);
-        }
+        n_tokens += writer.step().map_err(failed)?;
+        host.advance_to(n_tokens.min(settings.n_tokens) as u64, "");
     }
     host.end();
-    Ok(documents)
+    let Writer { texts, mut finished, .. } = writer;
+    finished.extend(texts.into_iter().filter(|text| !text.is_empty()));
+    let decode = |text: &Vec<TokenId>| tokenizer.decode(text).map_err(|e| StageError::Failed(e.to_string()));
+    finished.iter().map(decode).collect()
 }
 
-struct Writer {
-    decoder: Decoder,
-    rng: ChaCha8Rng,
+fn failed(error: EngineError) -> StageError {
+    StageError::Failed(error.to_string())
+}
+
+struct Writer<'e> {
+    crowd: Crowd<'e>,
+    random: ChaCha8Rng,
     temperature: f64,
+    beginnings: &'e [TokenId],
+    end: Option<TokenId>,
+    document_len: usize,
+    /// What each sequence has written of its document.
+    texts: Vec<Vec<TokenId>>,
+    finished: Vec<Vec<TokenId>>,
 }
 
-impl Writer {
-    /// Adds one token to each text; all texts have the same length.
-    fn write_token(&mut self, texts: &mut [Vec<TokenId>]) -> Result<(), StageError> {
-        let (n_texts, len) = (texts.len(), texts[0].len());
-        let ids: Vec<i32> = texts.concat().iter().map(|&token| token.cast_signed()).collect();
-        let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [n_texts, len]), &self.decoder.device());
-        let last = self.decoder.hidden(ids).narrow(1, len - 1, 1);
-        let d_model = self.decoder.spec().d_model;
-        let logits = last.reshape([n_texts, d_model]).matmul(self.decoder.head().transpose());
-        let logits =
-            logits.into_data().try_into_vec::<f32>().map_err(|e| StageError::Failed(format!("{e:?}")))?;
-        for (text, row) in texts.iter_mut().zip(logits.chunks_exact(self.decoder.spec().vocab_size)) {
-            text.push(choose(row, self.temperature, self.rng.random()));
+impl Writer<'_> {
+    /// Adds a token to each document; how many.
+    fn step(&mut self) -> Result<usize, EngineError> {
+        for (sequence, text) in self.texts.iter_mut().enumerate() {
+            let ended = text.last().is_some_and(|&token| Some(token) == self.end);
+            if ended || text.len() == self.document_len {
+                self.finished.push(std::mem::take(text));
+                self.crowd.clear(sequence);
+            }
+            if text.is_empty() {
+                text.push(self.beginnings[self.random.random_range(0..self.beginnings.len())]);
+            }
         }
-        Ok(())
+        let last: Vec<TokenId> = self.texts.iter().filter_map(|text| text.last().copied()).collect();
+        // In the order of the sequences, whatever thread chooses.
+        let drawn: Vec<f64> = self.texts.iter().map(|_| self.random.random()).collect();
+        let (temperature, logits) = (self.temperature, self.crowd.step(&last)?);
+        let rows = logits.par_chunks_exact(logits.len() / last.len());
+        let chosen: Vec<TokenId> = rows.zip(drawn).map(|(row, at)| choose(row, temperature, at)).collect();
+        self.texts.iter_mut().zip(chosen).for_each(|(text, token)| text.push(token));
+        Ok(last.len())
     }
 }
 
 /// The token at which the cumulative probability passes `at`, in `0..1`.
 fn choose(logits: &[f32], temperature: f64, at: f64) -> TokenId {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let weight = |x: f32| (f64::from(x - largest) / temperature).exp();
-    let total: f64 = logits.iter().map(|&x| weight(x)).sum();
+    let scale = (1.0 / temperature) as f32;
+    let weights: Vec<f32> = logits.iter().map(|x| ((x - largest) * scale).exp()).collect();
+    let total: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
     let mut left = at * total;
-    for (token, &x) in logits.iter().enumerate() {
-        left -= weight(x);
-        if left < 0.0 {
-            return token as TokenId;
-        }
-    }
-    logits.len().saturating_sub(1) as TokenId
+    let chosen = weights.iter().position(|&weight| {
+        left -= f64::from(weight);
+        left < 0.0
+    });
+    // Rounding can leave a little: it is the last possible token's.
+    let last = || weights.iter().rposition(|&weight| weight > 0.0).unwrap_or(0);
+    chosen.unwrap_or_else(last) as TokenId
 }
 
 #[cfg(test)]

@@ -7,7 +7,10 @@ use std::path::Path;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use slmc_data::Batch;
 use slmc_ir::{ModelSpec, SourceError, TensorKey, TokenId, Weight, WeightSource};
-use slmc_model::{AdamW, AdamWHyper, Decoder, Grads, Moment, distillation_loss, gradients, next_token_loss};
+use slmc_model::{
+    AdamW, AdamWHyper, Decoder, Distillation, Grads, Moment, Products, distillation_loss, gradients,
+    next_token_loss,
+};
 
 use crate::batches::{n_targets, target_positions, weights};
 use crate::run_folder::{MODEL_FILE, OPTIMIZER_FILE, SavedFile};
@@ -33,7 +36,7 @@ impl Learner {
     pub(crate) fn new(student: Decoder, teacher: Option<&Decoder>, settings: &TrainSettings) -> Self {
         Self {
             student: trainable(student, settings),
-            teacher: teacher.map(Decoder::for_evaluation),
+            teacher: teacher.map(|teacher| teacher.for_evaluation().with_products(settings.products())),
             optimizer: AdamW::new(),
         }
     }
@@ -51,7 +54,11 @@ impl Learner {
         let student = Decoder::load(&source, device).map_err(|e| TrainError::checkpoint(folder, e))?;
         let student = trainable(student, settings);
         let optimizer = restore_optimizer(&folder.join(OPTIMIZER_FILE), step, &student)?;
-        Ok(Self { student, teacher: teacher.map(Decoder::for_evaluation), optimizer })
+        Ok(Self {
+            student,
+            teacher: teacher.map(|teacher| teacher.for_evaluation().with_products(settings.products())),
+            optimizer,
+        })
     }
 
     /// The student, without autodiff.
@@ -99,7 +106,7 @@ impl Learner {
 
     /// Loss and gradients of one micro-batch, both times `share`.
     fn backward(&self, batch: &Batch, share: f64, settings: &TrainSettings) -> (LossFigures, Grads) {
-        let (n_rows, n_columns) = (batch.batch_size, batch.seq_len);
+        let (n_rows, n_columns, products) = (batch.batch_size, batch.seq_len, self.student.products());
         let run = |loss: &dyn Fn(Tensor<3>, Tensor<2>) -> (Tensor<1>, LossFigures)| {
             let scaled = |hidden, head| {
                 let (total, figures) = loss(hidden, head);
@@ -111,12 +118,15 @@ impl Learner {
             (Some(teacher), Some(distill)) => {
                 let soft = teacher.hidden(input_ids(batch, &teacher.device()));
                 run(&|hidden, head| {
-                    distill_loss(hidden, head, soft.clone(), teacher.head(), batch, distill, share)
+                    distill_loss(hidden, head, soft.clone(), teacher.head(), batch, distill, share, products)
                 })
             }
             _ => run(&|hidden, head| {
                 let weights = weights(batch);
-                (next_token_loss(hidden, head, &batch.targets, weights.as_deref()), LossFigures::default())
+                (
+                    next_token_loss(hidden, head, &batch.targets, weights.as_deref(), products),
+                    LossFigures::default(),
+                )
             }),
         };
         (LossFigures { loss: f64::from(total), ..figures }, grads)
@@ -128,7 +138,7 @@ impl Learner {
         let (mut sum, mut tokens) = (0.0, 0);
         for batch in batches {
             let hidden = student.hidden(input_ids(batch, &student.device()));
-            sum += nll_sum(hidden, student.head(), batch);
+            sum += nll_sum(&student, hidden, batch);
             tokens += n_targets(batch) as u64;
         }
         let nll = sum / tokens as f64;
@@ -164,7 +174,7 @@ impl Learner {
 
 /// The student with those of its parameters tracked that learn.
 fn trainable(student: Decoder, settings: &TrainSettings) -> Decoder {
-    let student = student.for_training();
+    let student = student.for_training().with_products(settings.products());
     if settings.freeze_embedding { student.with_frozen_embedding() } else { student }
 }
 
@@ -177,15 +187,16 @@ fn distill_loss(
     batch: &Batch,
     distill: DistillSettings,
     share: f64,
+    products: Products,
 ) -> (Tensor<1>, LossFigures) {
-    let (temperature, alpha) = (distill.temperature as f32, distill.alpha as f32);
+    let soft = Distillation { temperature: distill.temperature as f32, alpha: distill.alpha as f32 };
     let positions = target_positions(batch);
     let targets: Vec<TokenId> = positions.iter().map(|&i| batch.targets[i]).collect();
     let hidden = rows_at(hidden, &positions, batch);
     let teacher_hidden = rows_at(teacher_hidden, &positions, batch);
     let apart = (distill.hidden_weight > 0.0)
         .then(|| hidden_difference(hidden.clone(), teacher_hidden.clone()) * (distill.hidden_weight as f32));
-    let result = distillation_loss(hidden, head, teacher_hidden, teacher_head, &targets, temperature, alpha);
+    let result = distillation_loss(hidden, head, teacher_hidden, teacher_head, &targets, soft, products);
     let scaled = |figure: f32| Some(f64::from(figure) * share);
     let total = match apart {
         Some(apart) => result.total + apart,
@@ -221,8 +232,10 @@ fn add(sum: &mut LossFigures, part: LossFigures) {
 }
 
 /// Sum over a batch's targets of `-log p`, in nats.
-fn nll_sum(hidden: Tensor<3>, head: Tensor<2>, batch: &Batch) -> f64 {
-    let mean = next_token_loss(hidden, head, &batch.targets, weights(batch).as_deref());
+fn nll_sum(student: &Decoder, hidden: Tensor<3>, batch: &Batch) -> f64 {
+    let weights = weights(batch);
+    let mean =
+        next_token_loss(hidden, student.head(), &batch.targets, weights.as_deref(), student.products());
     f64::from(mean.into_scalar::<f32>()) * n_targets(batch) as f64
 }
 

@@ -21,5 +21,5 @@ pub use error::TrainError;
 pub use metrics::{EvalFigures, LossFigures, MetricsLine};
 pub use plan::{Plan, TIMED_STEPS};
 pub use run_folder::{RunState, discard};
-pub use settings::{Budget, DistillSettings, TrainSettings};
+pub use settings::{Budget, DistillSettings, Precision, TrainSettings};
 pub use train::{Outcome, Stopped, TrainInputs, train};

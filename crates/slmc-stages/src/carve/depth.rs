@@ -92,7 +92,8 @@ impl Surgeon<'_> {
         let targets: Vec<TokenId> = (1..=n).map(|next| batch.tokens[next % n]).collect();
         let weights: Vec<f32> =
             (1..=n).map(|next| if next.is_multiple_of(batch.seq_len) { 0.0 } else { 1.0 }).collect();
-        let mean = next_token_loss(hidden, self.decoder.head(), &targets, Some(&weights));
+        let mean =
+            next_token_loss(hidden, self.decoder.head(), &targets, Some(&weights), self.decoder.products());
         f64::from(mean.into_scalar::<f32>()) * (n - batch.n_sequences) as f64
     }
 }

@@ -1,18 +1,20 @@
 //! The train and distill stages: one loop, with or without a teacher.
 
+mod data;
+
 use std::sync::Arc;
 
 use serde_json::json;
-use slmc_data::{Batches, PackedTokens, Split};
 use slmc_interop::{WriteOptions, write_hf_folder};
-use slmc_ir::{Checkpoint, Format, Outline};
-use slmc_model::Decoder;
+use slmc_ir::{Checkpoint, Format, Host, Outline};
+use slmc_model::{Decoder, Products};
 use slmc_recipe::{Budget, DistillConfig, Finished, Rejection, Stage, StageContext, StageError, TrainConfig};
-use slmc_train::{DistillSettings, Stopped, TrainInputs, TrainSettings, train};
+use slmc_train::{DistillSettings, Precision, Stopped, TrainInputs, TrainSettings, train};
 
+use self::data::Sampled;
 use crate::{
     Surroundings,
-    calibration::{Dataset, pack, same_vocabulary, tokenizer_of},
+    calibration::{same_vocabulary, tokenizer_of},
     open::{open_device, open_model, outline_of},
 };
 
@@ -27,16 +29,20 @@ struct Teaching {
     /// The recipe's own model when absent.
     teacher: Option<String>,
     settings: DistillSettings,
+    /// Text that the teacher writes for its student.
+    sampled: Option<Sampled>,
 }
 
 impl Training {
     pub fn plain(config: TrainConfig, around: Arc<Surroundings>) -> Result<Self, String> {
         config.budget()?;
+        precision_of(&config)?;
         Ok(Self { config, teaching: None, around })
     }
 
     pub fn distill(config: DistillConfig, around: Arc<Surroundings>) -> Result<Self, String> {
         config.train.budget()?;
+        precision_of(&config.train)?;
         if !(0.0..=1.0).contains(&config.alpha) {
             return Err(format!("alpha = {}: the teacher's weight is between 0 and 1", config.alpha));
         }
@@ -46,18 +52,31 @@ impl Training {
         if !(config.hidden_weight >= 0.0 && config.hidden_weight.is_finite()) {
             return Err(format!("hidden_weight = {}: must be 0 or more", config.hidden_weight));
         }
+        if !(0.0..=1.0).contains(&config.sampled_share) {
+            return Err(format!("sampled_share = {}: a share is between 0 and 1", config.sampled_share));
+        }
         let DistillConfig { temperature, alpha, hidden_weight, .. } = config;
         let settings = DistillSettings { temperature, alpha, hidden_weight };
+        let sampled = (config.sampled_tokens > 0 && config.sampled_share > 0.0)
+            .then_some(Sampled { n_tokens: config.sampled_tokens, share: config.sampled_share });
         Ok(Self {
-            teaching: Some(Teaching { teacher: config.teacher, settings }),
+            teaching: Some(Teaching { teacher: config.teacher, settings, sampled }),
             config: config.train,
             around,
         })
     }
 }
 
+fn precision_of(config: &TrainConfig) -> Result<Precision, String> {
+    match config.precision.as_str() {
+        "f32" => Ok(Precision::F32),
+        "bf16" => Ok(Precision::Bf16),
+        other => Err(format!("precision = `{other}`: products are computed in f32 or bf16")),
+    }
+}
+
 impl Training {
-    fn settings(&self, seed: u64) -> TrainSettings {
+    fn settings(&self, precision: Precision, seed: u64) -> TrainSettings {
         let config = &self.config;
         let budget = match config.budget() {
             Ok(Budget::Minutes(minutes)) => slmc_train::Budget::Minutes(minutes),
@@ -81,30 +100,29 @@ impl Training {
             seed,
             recompute: config.recompute,
             freeze_embedding: config.freeze_embedding,
+            precision,
             distill: self.teaching.as_ref().map(|teaching| teaching.settings),
             ..TrainSettings::default()
         }
     }
 
-    /// Training batches, and the fixed ones that are held out.
-    fn batches(&self, input: &Checkpoint, seed: u64) -> Result<(Batches, Option<Batches>), StageError> {
-        let TrainConfig { data, eval_data, seq_len, batch_size, .. } = &self.config;
-        let tokenizer = tokenizer_of(input)?;
-        let dataset = Dataset::open(data, &self.around)?;
-        let batches = |tokens: PackedTokens, seed| {
-            Batches::new(Arc::new(tokens), *seq_len, *batch_size, seed)
-                .map_err(|e| StageError::Input(e.to_string()))
+    /// What products are computed in here: f32 where bf16 is asked for and cannot be had.
+    fn precision(&self, student: &Decoder, host: &dyn Host, fallbacks: &mut Vec<String>) -> Precision {
+        // Proved when the stage was made.
+        let asked = precision_of(&self.config).unwrap_or_default();
+        let why = if Products::half().is_none() {
+            "this CPU has no units for it (AMX)"
+        } else if !student.computes_products() {
+            "the device computes as it does"
+        } else {
+            return asked;
         };
-        let train = batches(pack(dataset.of(Split::Train), input, &tokenizer)?, seed)?;
-        let held_out = match eval_data {
-            Some(other) => pack(Dataset::open(other, &self.around)?.all(), input, &tokenizer)?,
-            None => pack(dataset.of(Split::Valid), input, &tokenizer)?,
-        };
-        if held_out.tokens().len() <= *seq_len * *batch_size {
-            return Ok((train, None));
+        if asked == Precision::Bf16 {
+            let message = format!("products are computed in f32 instead of bf16: {why}");
+            host.warn(&message);
+            fallbacks.push(message);
         }
-        // The held-out batches are the same whatever the run's seed: runs can be compared.
-        Ok((train, Some(batches(held_out, 0)?)))
+        Precision::F32
     }
 
     fn teacher(&self, context: &StageContext<'_>) -> Result<Option<Checkpoint>, StageError> {
@@ -167,7 +185,13 @@ impl Stage for Training {
             check_same_tokenizer(teacher, &input)?;
             self.check_same_width(teacher, &input)?;
         }
-        let (train_batches, eval_batches) = self.batches(&input, context.seed)?;
+        let sampled = self.teaching.as_ref().and_then(|teaching| teaching.sampled).zip(teacher.as_ref());
+        let sampled = match sampled {
+            Some((sampled, teacher)) => Some((sampled.text(teacher, context)?, sampled.share)),
+            None => None,
+        };
+        let (train_batches, eval_batches) =
+            self.batches(&input, sampled.as_ref().map(|(text, share)| (text, *share)), context.seed)?;
         let mut fallbacks = Vec::new();
         if eval_batches.is_none() {
             let message = "the data holds out too little for evaluations during training: there are none";
@@ -178,14 +202,24 @@ impl Stage for Training {
         let load = |checkpoint: &Checkpoint, device: &_| {
             Decoder::load(&*checkpoint.weights, device).map_err(|e| StageError::Failed(e.to_string()))
         };
+        let student = load(&input, &device)?;
         let teacher_decoder = teacher.as_ref().map(|teacher| load(teacher, &device)).transpose()?;
-        let settings = self.settings(context.seed);
+        let precision = self.precision(&student, context.host, &mut fallbacks);
+        let mut settings = self.settings(precision, context.seed);
+        if let (slmc_train::Budget::Minutes(minutes), Some((text, _))) = (&mut settings.budget, &sampled) {
+            *minutes -= text.seconds / 60.0;
+            if *minutes <= 0.0 {
+                let message =
+                    "writing the sampled text took all of the minutes: ask for fewer `sampled_tokens`";
+                return Err(StageError::Input(message.to_owned()));
+            }
+        }
         let held_out = eval_batches.iter().flat_map(|batches| {
             let n_batches = batches.n_batches_per_epoch().min(self.config.eval_batches as u64);
             (0..n_batches).map(|index| batches.batch(index))
         });
         let inputs = TrainInputs {
-            student: load(&input, &device)?,
+            student,
             teacher: teacher_decoder.as_ref(),
             train: &train_batches,
             eval: &held_out.collect::<Vec<_>>(),
@@ -212,7 +246,8 @@ impl Stage for Training {
                 fallbacks.push(message);
             }
         }
-        self.finish(&input, outcome, fallbacks, context)
+        let n_sampled = sampled.map_or(0, |(text, _)| text.documents.len());
+        self.finish(&input, outcome, n_sampled, fallbacks, context)
     }
 }
 
@@ -228,6 +263,7 @@ impl Training {
         &self,
         input: &Checkpoint,
         outcome: slmc_train::Outcome,
+        n_sampled: usize,
         fallbacks: Vec<String>,
         context: &StageContext<'_>,
     ) -> Result<Finished, StageError> {
@@ -245,6 +281,7 @@ impl Training {
         let report = json!({
             "steps": outcome.steps,
             "tokens": outcome.tokens,
+            "sampled_documents": n_sampled,
             "final_loss": outcome.final_loss,
             "final_eval": outcome.eval,
         });

@@ -1,0 +1,129 @@
+//! What is learnt from: a dataset, and beside it text that the teacher writes itself.
+
+use std::{io::Write, path::Path, sync::Arc, time::Instant};
+
+use serde::{Deserialize, Serialize};
+use slmc_data::{Batch, Batches, Content, Document, Mixture, PackedTokens, Split};
+use slmc_formats::AtomicFile;
+use slmc_ir::Checkpoint;
+use slmc_recipe::{StageContext, StageError, TrainConfig};
+use slmc_train::{BatchSource, TrainError};
+
+use super::Training;
+use crate::{
+    calibration::{Dataset, pack, tokenizer_of},
+    sample::{SampleSettings, sample_documents},
+};
+
+/// Tokens of a document that the teacher writes.
+const DOCUMENT_LEN: usize = 256;
+/// A little sharper than the teacher's own distribution: small models lose the thread at 1.
+const TEMPERATURE: f64 = 0.9;
+
+/// Text that the teacher is to write.
+#[derive(Clone, Copy)]
+pub(super) struct Sampled {
+    pub n_tokens: usize,
+    /// Share of its sequences among all.
+    pub share: f64,
+}
+
+/// Text that the teacher has written.
+#[derive(Serialize, Deserialize)]
+pub(super) struct SampledText {
+    pub documents: Vec<String>,
+    /// How long the writing took.
+    pub seconds: f64,
+}
+
+impl Sampled {
+    /// The text: what an interrupted run had written, or a new one, kept in the stage's folder.
+    pub fn text(self, teacher: &Checkpoint, context: &StageContext<'_>) -> Result<SampledText, StageError> {
+        let path = context.folder.join("sampled.json");
+        if path.is_file() {
+            return read(&path);
+        }
+        let settings = SampleSettings {
+            n_tokens: self.n_tokens,
+            document_len: DOCUMENT_LEN,
+            temperature: TEMPERATURE,
+            seed: context.seed,
+        };
+        let begun = Instant::now();
+        let documents = sample_documents(teacher, settings, context.host)?;
+        let text = SampledText { documents, seconds: begun.elapsed().as_secs_f64() };
+        write(&path, &text)?;
+        // As it will be read by whoever goes on with this run.
+        read(&path)
+    }
+}
+
+fn read(path: &Path) -> Result<SampledText, StageError> {
+    let bytes = std::fs::read(path).map_err(|e| StageError::Failed(format!("{}: {e}", path.display())))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|e| StageError::Failed(format!("{}: {e}: delete the file, it is made anew", path.display())))
+}
+
+fn write(path: &Path, text: &SampledText) -> Result<(), StageError> {
+    let failed = |e: String| StageError::Failed(format!("{}: {e}", path.display()));
+    let bytes = serde_json::to_vec(text).map_err(|e| failed(e.to_string()))?;
+    let mut file = AtomicFile::create(path).map_err(|e| failed(e.to_string()))?;
+    file.write_all(&bytes).map_err(|e| failed(e.to_string()))?;
+    file.commit().map_err(|e| failed(e.to_string()))
+}
+
+/// Training batches.
+pub(super) enum Learnt {
+    Data(Batches),
+    Mixed(Mixture),
+}
+
+impl BatchSource for Learnt {
+    fn batch(&self, index: u64) -> Result<Batch, TrainError> {
+        Ok(match self {
+            Self::Data(batches) => batches.batch(index),
+            Self::Mixed(mixture) => mixture.batch(index),
+        })
+    }
+}
+
+impl Training {
+    /// Training batches, with sampled text and its share among them, and the fixed batches that are held out.
+    pub(super) fn batches(
+        &self,
+        input: &Checkpoint,
+        sampled: Option<(&SampledText, f64)>,
+        seed: u64,
+    ) -> Result<(Learnt, Option<Batches>), StageError> {
+        let TrainConfig { data, eval_data, seq_len, batch_size, .. } = &self.config;
+        let tokenizer = tokenizer_of(input)?;
+        let dataset = Dataset::open(data, &self.around)?;
+        let batches = |tokens: PackedTokens, seed| {
+            Batches::new(Arc::new(tokens), *seq_len, *batch_size, seed)
+                .map_err(|e| StageError::Input(e.to_string()))
+        };
+        let train = batches(pack(dataset.of(Split::Train), input, &tokenizer)?, seed)?;
+        let train = match sampled {
+            None => Learnt::Data(train),
+            Some((text, share)) => {
+                let documents: Vec<Document> = text.documents.iter().enumerate().map(document).collect();
+                let sampled = batches(pack(documents.iter(), input, &tokenizer)?, seed)?;
+                let mixture = Mixture::new(train, sampled, share);
+                Learnt::Mixed(mixture.map_err(|e| StageError::Input(e.to_string()))?)
+            }
+        };
+        let held_out = match eval_data {
+            Some(other) => pack(Dataset::open(other, &self.around)?.all(), input, &tokenizer)?,
+            None => pack(dataset.of(Split::Valid), input, &tokenizer)?,
+        };
+        if held_out.tokens().len() <= *seq_len * *batch_size {
+            return Ok((train, None));
+        }
+        // The held-out batches are the same whatever the run's seed: runs can be compared.
+        Ok((train, Some(batches(held_out, 0)?)))
+    }
+}
+
+fn document((number, text): (usize, &String)) -> Document {
+    Document { id: format!("sampled {number}"), content: Content::Text(text.clone()), split: None }
+}
