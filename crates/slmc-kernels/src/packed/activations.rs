@@ -53,22 +53,14 @@ const ROWS_PER_TASK: usize = 8;
 /// Below this a block counts as zero: the inverse of its scale would be infinite.
 const SMALLEST: f32 = 1e-30;
 
-/// A row's blocks of 32 numbers, the last padded with zeros, each from what `number` gives for its columns.
+/// A row's blocks of 32 numbers, the last padded with zeros: `fill` gives those of some columns.
 #[inline(always)]
-fn quantize_row(blocks: &mut [Quants], n_columns: usize, number: impl Fn(usize) -> f32) {
+fn quantize_row(blocks: &mut [Quants], n_columns: usize, fill: impl Fn(Range<usize>, &mut [f32])) {
     for (b, block) in blocks.iter_mut().enumerate() {
-        let (first, n) = (b * BLOCK, BLOCK.min(n_columns - b * BLOCK));
+        let columns = b * BLOCK..n_columns.min((b + 1) * BLOCK);
         let mut numbers = [0.0; BLOCK];
-        if n == BLOCK {
-            // Of known length, so that it vectorizes.
-            for (i, to) in numbers.iter_mut().enumerate() {
-                *to = number(first + i);
-            }
-        } else {
-            for (i, to) in numbers[..n].iter_mut().enumerate() {
-                *to = number(first + i);
-            }
-        }
+        let n = columns.len();
+        fill(columns, &mut numbers[..n]);
         *block = quantize_block(&numbers);
     }
 }
@@ -79,7 +71,7 @@ dispatched! {
     fn quantize(rows: &[f32], blocks: &mut [Quants], n_columns: usize) {
         let blocks = blocks.chunks_exact_mut(n_columns.div_ceil(BLOCK));
         for (row, blocks) in rows.chunks_exact(n_columns).zip(blocks) {
-            quantize_row(blocks, row.len(), |i| row[i]);
+            quantize_row(blocks, row.len(), |columns, to| to.copy_from_slice(&row[columns]));
         }
     }
 }
@@ -90,7 +82,12 @@ dispatched! {
         for (row, blocks) in rows.chunks_exact(gain.len()).zip(blocks) {
             let mean_square = sum_pairs(row, row, |a, b| a * b) / gain.len() as f32;
             let inverse = 1.0 / (mean_square + eps).sqrt();
-            quantize_row(blocks, row.len().min(gain.len()), |i| row[i] * inverse * gain[i]);
+            quantize_row(blocks, gain.len(), |columns, to| {
+                // No index to check: such loops vectorize.
+                for ((to, x), gain) in to.iter_mut().zip(&row[columns.clone()]).zip(&gain[columns]) {
+                    *to = x * inverse * gain;
+                }
+            });
         }
     }
 }
@@ -112,7 +109,11 @@ dispatched! {
         let blocks = blocks.chunks_exact_mut(n_columns.div_ceil(BLOCK));
         let rows = gates.chunks_exact(n_columns).zip(ups.chunks_exact(n_columns));
         for ((gate, up), blocks) in rows.zip(blocks) {
-            quantize_row(blocks, gate.len().min(up.len()), |i| gated(gate[i], up[i]));
+            quantize_row(blocks, n_columns, |columns, to| {
+                for ((to, &gate), &up) in to.iter_mut().zip(&gate[columns.clone()]).zip(&up[columns]) {
+                    *to = gated(gate, up);
+                }
+            });
         }
     }
 }
