@@ -15,11 +15,9 @@ use super::{
 /// Passes over scales; levels settle later than scales.
 const SCALE_PASSES: usize = 2;
 
+/// Runs the passes, and leaves each row's error.
 #[inline(always)]
 pub(super) fn refine<R: Round>(rows: &mut Rows, round: R, factor: &Factor, grid: &Grid, n_passes: usize) {
-    if n_passes == 0 {
-        return;
-    }
     let n = rows.n;
     let n_rows = rows.w.len() / n;
     let error: Vec<f32> = rows.original.iter().zip(&rows.w).map(|(w, v)| w - v).collect();
@@ -51,7 +49,16 @@ pub(super) fn refine<R: Round>(rows: &mut Rows, round: R, factor: &Factor, grid:
                 break;
             }
         }
+        rows.errors.push(row_error(rows, row, pull, factor.lambda));
     }
+}
+
+/// The row's weighted output error; what damping adds to the Hessian does not count.
+fn row_error(rows: &Rows, row: usize, pull: &[f32], lambda: f64) -> f64 {
+    let place = row * rows.n..(row + 1) * rows.n;
+    let deltas = rows.original[place.clone()].iter().zip(&rows.w[place]).map(|(w, v)| f64::from(w - v));
+    let sum: f64 = deltas.zip(pull).map(|(delta, &pull)| delta * (f64::from(pull) - lambda * delta)).sum();
+    sum.max(0.0)
 }
 
 /// A group of a row.
@@ -144,7 +151,7 @@ impl Group<'_> {
         }
         if has_changed {
             *self.scales(grid.group) = next;
-            self.store_exactly(round, grid, next, &place);
+            self.store_exactly(grid, next, &place);
         }
         has_changed
     }
@@ -181,14 +188,7 @@ impl Group<'_> {
 
     /// The weights as their levels and the new scale give them, without what the shift rounded off.
     #[inline(always)]
-    fn store_exactly<R: Round>(
-        &mut self,
-        round: R,
-        grid: &Grid,
-        [scale, min]: [f32; 2],
-        place: &std::ops::Range<usize>,
-    ) {
-        let _ = round;
+    fn store_exactly(&mut self, grid: &Grid, [scale, min]: [f32; 2], place: &std::ops::Range<usize>) {
         for at in place.clone() {
             self.rows.w[at] = grid.point(self.rows.levels[at]) * scale - min;
         }
