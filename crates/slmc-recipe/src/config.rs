@@ -226,7 +226,7 @@ impl DistillConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct QuantizeConfig {
-    /// How levels are chosen: `rtn` (round to nearest), `gptq` (errors made up for by the weights not rounded yet, on a
+    /// How levels are chosen: `rtn` (round to nearest), `awq` (the same after scaling channels), `gptq` (errors made up for by the weights not rounded yet, on a
     /// calibration set), or `auto`, the best of them.
     #[serde(default = "defaults::rtn")]
     pub method: String,

@@ -1,6 +1,7 @@
 //! Fewer bits a weight: by rounding to the nearest level of each block (RTN, the baseline to beat), or by GPTQ on the
 //! formats' own grids, with a calibration set; in one format, or in the best mixture of formats under a size.
 
+mod awq;
 mod calibrate;
 mod choice;
 mod pack;
@@ -44,6 +45,8 @@ pub struct Quantize {
 enum Method {
     /// Each weight to the nearest level.
     Rtn,
+    /// To the nearest, after channels that carry much were made larger.
+    Awq,
     /// Errors made up for by the weights not rounded yet.
     Gptq,
 }
@@ -63,9 +66,10 @@ impl Quantize {
     pub fn new(config: &QuantizeConfig, around: Arc<Surroundings>) -> Result<Self, String> {
         let method = match config.method.as_str() {
             "rtn" => Method::Rtn,
+            "awq" => Method::Awq,
             "gptq" | "auto" => Method::Gptq,
             other => {
-                return Err(format!("method `{other}` is not there yet: the methods are rtn, gptq, auto"));
+                return Err(format!("method `{other}` is not known: the methods are rtn, awq, gptq, auto"));
             }
         };
         let goal = match (&config.format, config.target_bytes, config.target_bpw) {
@@ -78,10 +82,9 @@ impl Quantize {
             (None, None, Some(bits)) => return Err(format!("target_bpw = {bits}: bits must be above 0")),
             _ => return Err("only one of `format`, `target_bytes`, `target_bpw` can be given".to_owned()),
         };
-        if method == Method::Rtn && !matches!(goal, Goal::Format(_)) {
-            let message =
-                "method `rtn` measures nothing, so it cannot choose formats under a size: use gptq or auto";
-            return Err(message.to_owned());
+        if matches!(method, Method::Rtn | Method::Awq) && !matches!(goal, Goal::Format(_)) {
+            let method = &config.method;
+            return Err(format!("method `{method}` does not choose formats under a size: use gptq or auto"));
         }
         if config.n_sequences == 0 || config.seq_len < 2 {
             return Err("calibration needs at least 1 sequence of 2 tokens".to_owned());
@@ -210,8 +213,16 @@ impl Quantize {
         context: &StageContext<'_>,
     ) -> Result<Finished, StageError> {
         let (sequences, counts) = self.calibration_set(input, context)?;
-        let (wanted, fallbacks) = self.wanted(outline);
+        let (mut wanted, fallbacks) = self.wanted(outline);
         warn_all(&fallbacks, context);
+        let mut inner = Arc::clone(&input.weights);
+        if let (Method::Awq, Goal::Format(format)) = (self.method, self.goal) {
+            // What feeds embedding and head, or is fed by them, has nothing to be scaled back in.
+            wanted.retain(|key, _| key.block.is_some());
+            let mut plan = self.assign(outline, format).0;
+            plan.retain(|key, _| key.block.is_none());
+            inner = Arc::new(Encoded::new(inner, plan).map_err(|e| StageError::Failed(e.to_string()))?);
+        }
         let store = Arc::new(Store::open(context.folder.join("solved"))?);
         let passes = Passes {
             checkpoint: input,
@@ -221,7 +232,7 @@ impl Quantize {
             seed: context.seed,
             host: context.host,
         };
-        let solved = solve_all(&passes, &wanted, &counts, self.config.damping, &store)?;
+        let solved = solve_all(&passes, self.method, &wanted, &counts, self.config.damping, &store)?;
         drop(passes);
         let by_name: BTreeMap<String, Solved> =
             solved.into_iter().map(|solved| (solved.tensor.clone(), solved)).collect();
@@ -230,7 +241,8 @@ impl Quantize {
             .filter_map(|key| by_name.get(&key.to_string()).map(|solved| (*key, solved.clone())))
             .collect();
         let lineage = context.history(&input.lineage, self, &fallbacks);
-        let (written, formats, kl) = self.write_best(input, outline, &solved, &store, &lineage, context)?;
+        let (written, formats, kl) =
+            self.write_best(input, &inner, outline, &solved, &store, &lineage, context)?;
         let report = json!({
             "method": self.config.method,
             "file_bytes": written.file_bytes,
@@ -263,6 +275,7 @@ impl Quantize {
     fn write_best(
         &self,
         input: &Checkpoint,
+        inner: &Arc<dyn WeightSource>,
         outline: &Outline,
         solved: &BTreeMap<TensorKey, Solved>,
         store: &Arc<Store>,
@@ -286,11 +299,11 @@ impl Quantize {
                     rest as f64 / 1e6
                 ))
             })?;
-            let chosen = Chosen {
-                inner: Arc::clone(&input.weights),
-                store: Arc::clone(store),
-                formats: formats.clone(),
-            };
+            let mut kept = formats.clone();
+            // Norms and biases that were scaled.
+            let scaled = TensorKey::all(&outline.spec).into_iter().filter(|&key| store.has(key, Format::F32));
+            kept.extend(scaled.map(|key| (key, Format::F32)));
+            let chosen = Chosen { inner: Arc::clone(inner), store: Arc::clone(store), formats: kept };
             let written = write(input, Arc::new(chosen), lineage.clone(), context)?;
             if written.file_bytes <= limit {
                 return Ok((written, formats, kl));

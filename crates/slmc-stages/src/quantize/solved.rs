@@ -8,6 +8,7 @@ use slmc_ir::{Format, Role, TensorKey};
 use slmc_recipe::StageError;
 
 use super::{
+    Method, awq,
     calibrate::{Input, Passes},
     pack::{grid_of, pack},
     store::{Candidate, Solved, Store},
@@ -19,6 +20,7 @@ pub type Wanted = BTreeMap<TensorKey, Vec<Format>>;
 /// Solves them all. What an earlier run has solved is kept.
 pub fn solve_all(
     passes: &Passes<'_>,
+    method: Method,
     wanted: &Wanted,
     token_counts: &[f64],
     damping: f64,
@@ -44,10 +46,10 @@ pub fn solve_all(
         let solved = match known {
             Some(solved) => solved,
             None => {
-                let mut solved = Vec::new();
-                for input in inputs {
-                    solved.extend(solve_input(passes, index, input, wanted, damping, store)?);
-                }
+                let solved = match method {
+                    Method::Awq => awq::solve_block(passes, index, &inputs, wanted, store)?,
+                    _ => solve_block(passes, index, inputs, wanted, damping, store)?,
+                };
                 store.finish(&part(index), &solved)?;
                 solved
             }
@@ -70,6 +72,22 @@ pub fn solve_all(
 
 fn part(index: usize) -> String {
     format!("block-{index}")
+}
+
+/// The projections of a block.
+fn solve_block(
+    passes: &Passes<'_>,
+    index: usize,
+    inputs: Vec<Input>,
+    wanted: &Wanted,
+    damping: f64,
+    store: &Store,
+) -> Result<Vec<Solved>, StageError> {
+    let mut solved = Vec::new();
+    for input in inputs {
+        solved.extend(solve_input(passes, index, input, wanted, damping, store)?);
+    }
+    Ok(solved)
 }
 
 /// The projections that share an input.
@@ -245,7 +263,7 @@ fn scatter(whole: &mut Option<Codes>, part: Codes, rows: &[usize], n_rows: usize
 }
 
 /// A Hessian divided by the weight of its tokens.
-fn normalized(hessian: &Hessian, weight: f64) -> Hessian {
+pub(super) fn normalized(hessian: &Hessian, weight: f64) -> Hessian {
     let mut mean = <Hessian as slmc_compress::LayerStats>::empty(hessian.n_columns());
     mean.add_scaled(hessian, if weight > 0.0 { (1.0 / weight) as f32 } else { 0.0 });
     mean
@@ -257,11 +275,11 @@ fn relative_error(weight: ArrayView2<'_, f32>, codes: &Codes) -> f64 {
     error / weight.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>().max(1e-300)
 }
 
-fn weight_of(passes: &Passes<'_>, key: TensorKey) -> Result<Vec<f32>, StageError> {
+pub(super) fn weight_of(passes: &Passes<'_>, key: TensorKey) -> Result<Vec<f32>, StageError> {
     let weight = passes.checkpoint.weights.read(key).map_err(failed)?;
     slmc_blocks::decode_weight(&weight).map_err(failed)
 }
 
-fn failed(error: impl std::fmt::Display) -> StageError {
+pub(super) fn failed(error: impl std::fmt::Display) -> StageError {
     StageError::Failed(error.to_string())
 }

@@ -67,6 +67,11 @@ impl Store {
         write(&self.path(key, weight.format()), weight.bytes())
     }
 
+    /// Whether a tensor is kept in this format.
+    pub fn has(&self, key: TensorKey, format: Format) -> bool {
+        self.path(key, format).is_file()
+    }
+
     fn path(&self, key: TensorKey, format: Format) -> PathBuf {
         self.folder.join(format!("{}.{format}", key.to_string().replace(' ', "-")))
     }
