@@ -266,7 +266,7 @@ pub struct QuantizeArgs {
     /// How levels are chosen: rtn
     #[arg(long, default_value = "rtn", value_name = "M")]
     pub method: String,
-    /// Format of the projections: q2_k q3_k iq4_nl iq4_xs mxfp4 q4_0 q4_1 q4_k q5_0 q5_1 q5_k q6_k q8_0 (f16 bf16 f32)
+    /// Format of the projections: q4_0 q4_1 q5_0 q5_1 q8_0 (f16 bf16 f32)
     #[arg(long, value_name = "F")]
     pub format: String,
     /// Format of the embedding and of an untied head
