@@ -20,6 +20,6 @@ pub use file_error::FileError;
 pub use gguf::{GgufError, GgufHeader, GgufWriter, PlannedTensor, TensorInfo};
 pub use map::map_file;
 pub use safetensors::{
-    PlannedSafeTensor, SafeTensorInfo, SafetensorsError, SafetensorsHeader, SafetensorsWriter, ShardIndex,
-    ShardIndexError,
+    Dtype, FloatType, PlannedSafeTensor, PlannedTypedTensor, SafeTensorInfo, SafetensorsError,
+    SafetensorsHeader, SafetensorsWriter, ShardIndex, ShardIndexError, TypedHeader, TypedTensorInfo,
 };

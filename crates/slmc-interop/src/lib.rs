@@ -19,6 +19,7 @@ mod hf;
 mod names;
 mod numbers;
 mod open;
+mod packed;
 mod rotary;
 mod source;
 mod tokenizer;
@@ -29,6 +30,7 @@ pub use error::{FieldError, OpenError, OpenFault, TensorError, TokenizerError, W
 pub use fingerprint::{FileSummary, fingerprint, summarize};
 pub use finite::check_finite;
 pub use gguf::write_gguf;
-pub use hf::{open_config, write_hf_folder};
+pub use hf::{PackedMatrices, open_config, write_hf_folder, write_packed_folder};
 pub use open::open;
+pub use packed::{PackError, PackedLayout, PackedScheme, Runtime, runtime_limits};
 pub use write::{WriteOptions, Written};
