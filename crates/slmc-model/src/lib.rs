@@ -16,9 +16,11 @@ mod forward;
 mod fused;
 mod gradients;
 mod load;
+mod lora;
 mod loss;
 mod loss_composed;
 mod rope;
+mod slices;
 #[cfg(all(test, feature = "flex"))]
 mod test_support;
 
@@ -29,5 +31,6 @@ pub use evaluator::Evaluator;
 pub use forward::Captured;
 pub use gradients::{Grads, gradients};
 pub use load::LoadError;
+pub use lora::{AdapterAdamW, AdapterGrads, Frozen, RowLoss, Rows, fresh_adapter};
 pub use loss::{DistillationLoss, distillation_loss, next_token_loss};
 pub use slmc_kernels::{Distillation, Products};

@@ -3,7 +3,6 @@
 //! Plain flex runs element-wise operations on one thread, copies for every transpose and keeps the scores of
 //! all heads; here a block is one operation on slices (`slmc-kernels`), and Burn's autodiff sees one node for it.
 
-mod block;
 mod block_op;
 mod loss;
 mod loss_op;

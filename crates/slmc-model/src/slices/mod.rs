@@ -1,0 +1,4 @@
+//! The decoder on slices, by the kernels of `slmc-kernels`: what fused operations and adapters share.
+
+pub(crate) mod block;
+pub(crate) mod projection;
