@@ -23,7 +23,7 @@ RATE, BETA1, BETA2, EPS, DECAY = 1e-2, 0.9, 0.95, 1e-8, 0.1
 
 def numbers(seed, *shape):
     n = int(np.prod(shape))
-    values = np.sin(seed * 12.9898 + np.arange(n) * 78.233)
+    values = 0.4 * np.sin(seed * 12.9898 + np.arange(n) * 78.233)  # larger ones make scores whose softmax cancels
     return values.astype(np.float32).astype(np.float64).reshape(shape)
 
 

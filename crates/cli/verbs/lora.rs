@@ -39,7 +39,8 @@ fn is_gguf(path: &Path) -> bool {
 /// The recipe of one stage that training is.
 fn training_recipe(args: &LoraTrainArgs, out: &Path, session: &Session<'_>) -> Result<Recipe, Failure> {
     let text = |value: &str| Value::String(value.to_owned());
-    let mut stage = Table::from_iter([("use".to_owned(), text("lora")), ("data".to_owned(), text(&args.data))]);
+    let mut stage =
+        Table::from_iter([("use".to_owned(), text("lora")), ("data".to_owned(), text(&args.data))]);
     let mut put = |key: &str, value: Option<Value>| {
         if let Some(value) = value {
             stage.insert(key.to_owned(), value);
@@ -79,7 +80,8 @@ fn train(args: &LoraTrainArgs, session: &Session<'_>) -> Result<(), Failure> {
     let plan = recipe::plan(recipe, session)?;
     recipe::carry_out(&plan, &hashing, &folder, session, "the same command with --resume")?;
     let stage = folder.join("01-lora");
-    let result: Json = serde_json::from_slice(&std::fs::read(stage.join("result.json")).or_run()?).or_run()?;
+    let result: Json =
+        serde_json::from_slice(&std::fs::read(stage.join("result.json")).or_run()?).or_run()?;
     let (report, fallbacks) = (&result["report"], &result["fallbacks"]);
     let adapter = stage.join("adapter");
     let file_bytes = if is_gguf(out) {
@@ -134,7 +136,10 @@ fn work_folder(out: &Path, args: &LoraTrainArgs) -> Result<PathBuf, Failure> {
     name.push(".run");
     let folder = out.with_file_name(name);
     if std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
-        let message = format!("--out {}: there is a folder with files in it: remove it or choose another", out.display());
+        let message = format!(
+            "--out {}: there is a folder with files in it: remove it or choose another",
+            out.display()
+        );
         return Err(input_error(message));
     }
     let (shown, begun) = (folder.display(), folder.join("plan.json").is_file());
@@ -162,14 +167,20 @@ fn dry_run(args: &LoraTrainArgs, session: &Session<'_>) -> Result<(), Failure> {
     // The settings are read as they would be for training, but for the budget, which nothing here depends on.
     let mut settings = args.set.iter().filter_map(|setting| setting.strip_prefix("seq_len="));
     let seq_len = match settings.next() {
-        Some(text) => text.parse().map_err(|_| input_error(format!("--set seq_len={text}: a whole number")))?,
+        Some(text) => {
+            text.parse().map_err(|_| input_error(format!("--set seq_len={text}: a whole number")))?
+        }
         None => 256,
     };
     let checkpoint = model::open(&args.base)?;
-    let found = preview(&args.data, &checkpoint, seq_len, SHOWN, &session.surroundings).map_err(stage_failure)?;
+    let found =
+        preview(&args.data, &checkpoint, seq_len, SHOWN, &session.surroundings).map_err(stage_failure)?;
     let mut text = String::new();
     for example in &found.examples {
-        text += &format!("── {}: {} tokens, {} learnt from\n{}\n", example.id, example.tokens, example.targets, example.text);
+        text += &format!(
+            "── {}: {} tokens, {} learnt from\n{}\n",
+            example.id, example.tokens, example.targets, example.text
+        );
     }
     let counts = found.counts;
     text += &format!(
@@ -195,19 +206,22 @@ fn merge(args: &LoraMergeArgs, session: &Session<'_>) -> Result<(), Failure> {
     let held_out = match &args.data {
         Some(data) => {
             let (seq_len, n) = (args.seq_len, args.batches);
-            held_out_batches(data, &base, seq_len, MEASURED_ROWS, n, &session.surroundings).map_err(stage_failure)?
+            held_out_batches(data, &base, seq_len, MEASURED_ROWS, n, &session.surroundings)
+                .map_err(stage_failure)?
         }
         None => Vec::new(),
     };
     let (merged, report) = merge_adapter(&base, &adapter, &about, &held_out).map_err(stage_failure)?;
     let written = model::write(&merged, &args.out, Some(args.dtype.as_deref().unwrap_or("f16")), session)?;
-    let document = json!({"out": args.out, "file_bytes": written.file_bytes, "notes": written.notes, "merge": report});
+    let document =
+        json!({"out": args.out, "file_bytes": written.file_bytes, "notes": written.notes, "merge": report});
     let text = format!("{}: {}\n{}", args.out.display(), megabytes(written.file_bytes), merge_text(&report));
     output::print(session.global.json, &document, &text)
 }
 
 fn merge_text(report: &MergeReport) -> String {
-    let figure = |nll: Option<f64>| nll.map_or("not measured".to_owned(), |nll| format!("{nll:.4} nats a token"));
+    let figure =
+        |nll: Option<f64>| nll.map_or("not measured".to_owned(), |nll| format!("{nll:.4} nats a token"));
     let mut text = format!("merged into the base {}", report.kept);
     if report.base_nll.is_some() {
         text += &format!(
@@ -249,11 +263,18 @@ fn average(args: &LoraAverageArgs, session: &Session<'_>) -> Result<(), Failure>
 
 fn export(args: &LoraExportArgs, session: &Session<'_>) -> Result<(), Failure> {
     if !is_gguf(&args.out) {
-        return Err(input_error(format!("--out {}: llama.cpp reads adapters from a .gguf file", args.out.display())));
+        return Err(input_error(format!(
+            "--out {}: llama.cpp reads adapters from a .gguf file",
+            args.out.display()
+        )));
     }
     let base = model::open(&args.base)?;
     let (adapter, _) = open_adapter(&args.adapter, Some(base.spec())).or_input()?;
     let file_bytes = write_adapter_gguf(&adapter, base.spec(), &args.out).or_run()?;
     let document = json!({"out": args.out, "file_bytes": file_bytes, "tensors": adapter.factors.len() * 2});
-    output::print(session.global.json, &document, &format!("{}: {}", args.out.display(), megabytes(file_bytes)))
+    output::print(
+        session.global.json,
+        &document,
+        &format!("{}: {}", args.out.display(), megabytes(file_bytes)),
+    )
 }

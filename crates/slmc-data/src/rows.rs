@@ -64,7 +64,10 @@ impl Example {
         let mut packed = PackedTokens::from_tokens(Vec::new());
         match (&document.content, template) {
             (Content::Completion { prompt, completion }, Some(_)) => {
-                let turn = |role: &str, content: &String| Message { role: role.to_owned(), content: content.clone() };
+                let turn = |role: &str, content: &String| Message {
+                    role: role.to_owned(),
+                    content: content.clone(),
+                };
                 let content = Content::Chat(vec![turn("user", prompt), turn("assistant", completion)]);
                 packed.push_alone(&Document { content, ..document.clone() }, tokenizer, template)?;
             }

@@ -41,7 +41,8 @@ impl WeightSource for Merged {
                 row.iter_mut().zip(a).for_each(|(w, a)| *w += b * a);
             }
         }
-        Weight::from_f32(weight.shape().to_vec(), &numbers).map_err(|source| SourceError::Weight { key, source })
+        Weight::from_f32(weight.shape().to_vec(), &numbers)
+            .map_err(|source| SourceError::Weight { key, source })
     }
     fn format(&self, key: TensorKey) -> Result<Format, SourceError> {
         match self.adapter.factors.contains_key(&key) {

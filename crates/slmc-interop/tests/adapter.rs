@@ -9,13 +9,13 @@ use slmc_formats::{GgufHeader, SafetensorsHeader};
 use slmc_interop::{
     AdapterAbout, Merged, open_adapter, roles_of_targets, write_adapter_folder, write_adapter_gguf,
 };
-use slmc_ir::{
-    Adapter, Factors, Family, Format, MemorySource, ModelSpec, Role, TensorKey, WeightSource,
-};
+use slmc_ir::{Adapter, Factors, Family, Format, MemorySource, ModelSpec, Role, TensorKey, WeightSource};
 
 fn adapter(spec: &ModelSpec, roles: &[Role], rank: usize) -> Adapter {
     let mut factors = BTreeMap::new();
-    for (seed, key) in TensorKey::all(spec).into_iter().enumerate().filter(|(_, key)| roles.contains(&key.role)) {
+    for (seed, key) in
+        TensorKey::all(spec).into_iter().enumerate().filter(|(_, key)| roles.contains(&key.role))
+    {
         let shape = key.shape(spec);
         let numbers = |n: usize, by: f32| (0..n).map(|i| ((i + seed) as f32 * by).sin()).collect::<Vec<_>>();
         factors.insert(key, Factors { a: numbers(rank * shape[1], 0.37), b: numbers(shape[0] * rank, 0.91) });
@@ -55,7 +55,8 @@ fn opened_with(change: &str, value: serde_json::Value) -> Result<Adapter, String
     let path = folder.path().join("a");
     write_adapter_folder(&adapter(&spec, &Adapter::ROLES, 4), &AdapterAbout::default(), &path).unwrap();
     let config_path = path.join("adapter_config.json");
-    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&config_path).unwrap()).unwrap();
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&config_path).unwrap()).unwrap();
     config[change] = value;
     std::fs::write(&config_path, config.to_string()).unwrap();
     open_adapter(&path, Some(&spec)).map(|found| found.0).map_err(|e| e.to_string())
@@ -114,13 +115,21 @@ fn a_gguf_adapter_has_llama_cpps_names_and_order() {
     write_adapter_gguf(&adapter, &spec, &path).unwrap();
     let file = std::fs::read(&path).unwrap();
     let header = GgufHeader::parse(&file).unwrap();
-    let text = |key: &str| header.metadata.iter().find(|(k, _)| k == key).unwrap().1.as_str().unwrap().to_owned();
-    assert_eq!([text("general.type"), text("general.architecture"), text("adapter.type")], ["adapter", "llama", "lora"]);
+    let text =
+        |key: &str| header.metadata.iter().find(|(k, _)| k == key).unwrap().1.as_str().unwrap().to_owned();
+    assert_eq!(
+        [text("general.type"), text("general.architecture"), text("adapter.type")],
+        ["adapter", "llama", "lora"]
+    );
     let numbers = |name: &str| {
-        let tensor = header.tensors.iter().find(|tensor| tensor.name == name).unwrap_or_else(|| panic!("{name}"));
+        let tensor =
+            header.tensors.iter().find(|tensor| tensor.name == name).unwrap_or_else(|| panic!("{name}"));
         let start = (header.data_start + tensor.offset) as usize;
         let bytes = &file[start..start + tensor.n_bytes as usize];
-        (tensor.dims.clone(), bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect::<Vec<_>>())
+        (
+            tensor.dims.clone(),
+            bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect::<Vec<_>>(),
+        )
     };
     let (dims, a) = numbers("blk.1.attn_q.weight.lora_a");
     let query = &adapter.factors[&TensorKey::block(1, Role::Query)];
@@ -148,7 +157,8 @@ fn merging_adds_the_product() {
     let factors = &adapter.factors[&key];
     for i in 0..64 {
         for j in 0..32 {
-            let sum: f64 = (0..3).map(|r| f64::from(factors.b[i * 3 + r]) * f64::from(factors.a[r * 32 + j])).sum();
+            let sum: f64 =
+                (0..3).map(|r| f64::from(factors.b[i * 3 + r]) * f64::from(factors.a[r * 32 + j])).sum();
             let expected = f64::from(before[i * 32 + j]) + 2.0 * sum;
             assert!((f64::from(after[i * 32 + j]) - expected).abs() < 1e-5, "{i} {j}");
         }

@@ -43,7 +43,9 @@ pub enum AdapterError {
     #[error("there are factors for `{0}`, which is no projection of this model's blocks")]
     Target(TensorKey),
     /// Factors of another size.
-    #[error("the factors of `{key}` hold {found:?} numbers where rank and model call for {expected:?}: is this adapter for another model?")]
+    #[error(
+        "the factors of `{key}` hold {found:?} numbers where rank and model call for {expected:?}: is this adapter for another model?"
+    )]
     Shape {
         /// The matrix.
         key: TensorKey,
@@ -53,7 +55,9 @@ pub enum AdapterError {
         found: [usize; 2],
     },
     /// A number that is not finite.
-    #[error("the factors of `{0}` hold a number that is not finite: the file is damaged or training diverged")]
+    #[error(
+        "the factors of `{0}` hold a number that is not finite: the file is damaged or training diverged"
+    )]
     NotFinite(TensorKey),
 }
 

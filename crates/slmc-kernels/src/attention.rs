@@ -44,7 +44,10 @@ impl AttentionShape {
         let Some(starts) = starts else { return };
         assert_eq!(starts.len(), self.batch * self.seq, "one start a position");
         let is_before = |row: &[u32]| row.iter().enumerate().all(|(i, &start)| start as usize <= i);
-        assert!(starts.chunks(self.seq.max(1)).all(is_before), "a document begins where its tokens are, or before");
+        assert!(
+            starts.chunks(self.seq.max(1)).all(is_before),
+            "a document begins where its tokens are, or before"
+        );
     }
 
     /// The starts of some queries of a sequence; none where sequences are one document.
@@ -351,7 +354,8 @@ mod tests {
         let shape = AttentionShape { batch: 2, n_heads: 4, n_kv_heads: 2, seq: 7, d_head: 4 };
         check(shape, Some(&starts), true);
         // A document that begins inside a block of queries, and one that begins in the block before.
-        let starts: Vec<u32> = (0..130).map(|i| [0, 50, 100][usize::from(i >= 50) + usize::from(i >= 100)]).collect();
+        let starts: Vec<u32> =
+            (0..130).map(|i| [0, 50, 100][usize::from(i >= 50) + usize::from(i >= 100)]).collect();
         let shape = AttentionShape { batch: 1, n_heads: 1, n_kv_heads: 1, seq: 130, d_head: 2 };
         check(shape, Some(&starts), true);
     }

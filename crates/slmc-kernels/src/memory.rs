@@ -17,25 +17,3 @@ pub fn keep_freed_memory() {
         }
     }
 }
-
-/// Asks the system to take the memory under these bytes away for now: they are there again when they are read. What is
-/// left of a mapped file that has been read then counts no longer as this process's memory. Elsewhere than on Linux
-/// nothing happens.
-pub fn page_out(bytes: &[u8]) {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        const PAGE: usize = 4096;
-        let start = bytes.as_ptr() as usize;
-        let first = start.next_multiple_of(PAGE);
-        let end = (start + bytes.len()) / PAGE * PAGE;
-        if first < end {
-            // SAFETY: the range lies inside the slice, and the advice changes no content. Refused, it does nothing.
-            #[allow(unsafe_code)]
-            unsafe {
-                libc::madvise(first as *mut libc::c_void, end - first, libc::MADV_PAGEOUT);
-            }
-        }
-    }
-    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-    let _ = bytes;
-}

@@ -25,8 +25,7 @@ pub enum StageConfig {
 
 impl StageConfig {
     /// The names that `use = "…"` may have.
-    pub const NAMES: [&'static str; 7] =
-        ["fresh", "carve", "train", "distill", "lora", "quantize", "export"];
+    pub const NAMES: [&'static str; 7] = ["fresh", "carve", "train", "distill", "lora", "quantize", "export"];
 
     /// Name of the stage's kind.
     pub fn kind(&self) -> &'static str {
@@ -52,7 +51,9 @@ impl StageConfig {
                 ]
             }
             Self::Carve(c) => vec![("calibration", Some(&mut c.calibration))],
-            Self::Lora(LoraConfig { train: c, .. }) | Self::Train(c) => vec![("data", Some(&mut c.data)), ("eval_data", c.eval_data.as_mut())],
+            Self::Lora(LoraConfig { train: c, .. }) | Self::Train(c) => {
+                vec![("data", Some(&mut c.data)), ("eval_data", c.eval_data.as_mut())]
+            }
             Self::Distill(DistillConfig { train, teacher, .. }) => vec![
                 ("data", Some(&mut train.data)),
                 ("eval_data", train.eval_data.as_mut()),

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use slmc_recipe::{Stage, StageConfig, StageEntry};
 
 use crate::{
-    Surroundings, carve::Carve, export::Export, fresh::Fresh, lora::Lora, quantize::Quantize, training::Training,
+    Surroundings, carve::Carve, export::Export, fresh::Fresh, lora::Lora, quantize::Quantize,
+    training::Training,
 };
 
 /// Makes the stage that carries out an entry of a recipe; an error says which setting is wrong.

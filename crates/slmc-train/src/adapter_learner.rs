@@ -45,7 +45,10 @@ impl<'a> AdapterLearner<'a> {
         for (key, factors) in &mut like.factors {
             let found = Factors { a: read(&file, format!("{key} a"))?, b: read(&file, format!("{key} b"))? };
             if [found.a.len(), found.b.len()] != [factors.a.len(), factors.b.len()] {
-                return Err(TrainError::checkpoint(&path, format!("the factors of `{key}` have another rank")));
+                return Err(TrainError::checkpoint(
+                    &path,
+                    format!("the factors of `{key}` have another rank"),
+                ));
             }
             *factors = found;
         }
@@ -74,7 +77,8 @@ impl<'a> AdapterLearner<'a> {
         let mut entries: Vec<Entry> = Vec::new();
         let mut numbers = Vec::new();
         for (&key, factors) in &self.adapter.factors {
-            for ((name, shape), factor) in FACTORS.iter().zip(self.shapes(key)).zip([&factors.a, &factors.b]) {
+            for ((name, shape), factor) in FACTORS.iter().zip(self.shapes(key)).zip([&factors.a, &factors.b])
+            {
                 entries.push((format!("{key} {name}"), shape));
                 numbers.push(factor);
             }
@@ -137,7 +141,8 @@ impl Learn for AdapterLearner<'_> {
         };
         if !grad_norm.is_finite() {
             let key = grads.first_not_finite();
-            let what = key.map_or("the gradient's norm".to_owned(), |key| format!("the gradient beside `{key}`"));
+            let what =
+                key.map_or("the gradient's norm".to_owned(), |key| format!("the gradient beside `{key}`"));
             return Err(TrainError::NotFinite { step, what });
         }
         let hyper = AdamWHyper {

@@ -95,7 +95,8 @@ impl Learn for Learner {
         settings: &TrainSettings,
     ) -> Result<(Self, StepFigures), TrainError> {
         if batches.iter().any(|batch| batch.starts.is_some()) {
-            let message = "rows of several documents are for adapters: a whole decoder looks across their borders";
+            let message =
+                "rows of several documents are for adapters: a whole decoder looks across their borders";
             return Err(TrainError::Data { index: step - 1, message: message.to_owned() });
         }
         let n_all: usize = batches.iter().map(n_targets).sum();

@@ -28,17 +28,15 @@ const PLAIN: [(&str, &[Value]); 12] = [
 /// Rank and alpha of the plain scale `alpha / rank`.
 pub(super) fn read(config: &Map<String, Value>) -> Result<(usize, f64), FieldError> {
     let get = |field: &str| config.get(field).unwrap_or(&Value::Null);
-    let unsupported = |field: &str, why| FieldError::Unsupported {
-        field: field.to_owned(),
-        found: shown(get(field)),
-        why,
-    };
+    let unsupported =
+        |field: &str, why| FieldError::Unsupported { field: field.to_owned(), found: shown(get(field)), why };
     if get("peft_type").as_str() != Some("LORA") {
         return Err(unsupported("peft_type", "only LORA adapters are read"));
     }
     for (field, plain) in PLAIN {
         let value = get(field);
-        let is_empty = value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(Map::is_empty);
+        let is_empty =
+            value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(Map::is_empty);
         if !plain.contains(value) && !is_empty {
             return Err(unsupported(field, "only plain low-rank factors are read"));
         }
@@ -51,11 +49,8 @@ pub(super) fn read(config: &Map<String, Value>) -> Result<(usize, f64), FieldErr
     if !matches!(get("bias"), Value::Null) && get("bias").as_str() != Some("none") {
         return Err(unsupported("bias", "biases stay the base's: only `none` is read"));
     }
-    let wrong = |field: &str, wanted| FieldError::Type {
-        field: field.to_owned(),
-        found: shown(get(field)),
-        wanted,
-    };
+    let wrong =
+        |field: &str, wanted| FieldError::Type { field: field.to_owned(), found: shown(get(field)), wanted };
     let rank = get("r").as_u64().filter(|&rank| (1..=4096).contains(&rank));
     let rank = rank.ok_or_else(|| wrong("r", "a whole number from 1 to 4096"))? as usize;
     let alpha = get("lora_alpha").as_f64().filter(|alpha| alpha.is_finite() && *alpha != 0.0);

@@ -7,9 +7,7 @@ use std::{
     path::Path,
 };
 
-use slmc_formats::{
-    AtomicDir, Existing, PlannedSafeTensor, SafetensorsHeader, SafetensorsWriter, map_file,
-};
+use slmc_formats::{AtomicDir, Existing, PlannedSafeTensor, SafetensorsHeader, SafetensorsWriter, map_file};
 use slmc_ir::{Adapter, Factors, Format, ModelSpec, TensorKey, Weight};
 
 use super::{

@@ -17,16 +17,18 @@ use burn::{
 };
 
 use super::{
-    FlexTensor, TrackedTensor, contiguous, flex_tensor, from_plain, from_tracked, into_numbers, numbers, plain, tracked,
+    FlexTensor, TrackedTensor, contiguous, flex_tensor, from_plain, from_tracked, into_numbers, numbers,
+    plain, tracked,
 };
 use crate::{
     decoder::{Block, Decoder, Projection},
     forward::Captured,
     rope::RopeTable,
     slices::{
-        block::{
-            ATTN_NORM, ATTN_OUTPUT, CapturedNumbers, DOWN, FFN_NORM, GATE, HIDDEN, Inputs, KEY, KEY_NORM, Kept,
-            N_INPUTS, N_PROJECTIONS, QUERY, QUERY_NORM, Sizes, UP, VALUE, backward, forward,
+        block::{CapturedNumbers, Kept, backward, forward},
+        inputs::{
+            ATTN_NORM, ATTN_OUTPUT, DOWN, FFN_NORM, GATE, HIDDEN, Inputs, KEY, KEY_NORM, N_INPUTS,
+            N_PROJECTIONS, QUERY, QUERY_NORM, Sizes, UP, VALUE,
         },
         projection::Numbers,
     },
@@ -102,7 +104,8 @@ fn gather<T>(
 }
 
 fn views(inputs: &[Option<FlexTensor>; N_INPUTS]) -> Inputs<'_> {
-    let numbers = inputs.each_ref().map(|tensor| tensor.as_ref().map(|tensor| Numbers::Plain(numbers(tensor))));
+    let numbers =
+        inputs.each_ref().map(|tensor| tensor.as_ref().map(|tensor| Numbers::Plain(numbers(tensor))));
     Inputs { numbers, adapters: [None; N_PROJECTIONS], starts: None }
 }
 

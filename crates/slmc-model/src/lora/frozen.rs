@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use slmc_ir::{Adapter, Format, ModelSpec, Part, Role, SourceError, TensorKey, TokenId, Weight, WeightSource};
+use slmc_ir::{
+    Adapter, Format, ModelSpec, Part, Role, SourceError, TensorKey, TokenId, Weight, WeightSource,
+};
 use slmc_kernels::Products;
 
 use crate::{
     load::LoadError,
     rope::{RopeCache, RopeTable},
     slices::{
-        block::{
+        inputs::{
             ATTN_NORM, ATTN_OUTPUT, DOWN, FFN_NORM, GATE, HIDDEN, Inputs, KEY, KEY_NORM, N_INPUTS,
             N_PROJECTIONS, QUERY, QUERY_NORM, UP, VALUE,
         },
@@ -57,7 +59,7 @@ impl Frozen {
                     (true, Some(format)) if weight.format().is_float() => {
                         let packed = slmc_blocks::encode_weight(&weight, format);
                         // The float's pages of a mapped file would stay in memory beside the blocks.
-                        slmc_kernels::page_out(weight.bytes());
+                        slmc_formats::release(weight.bytes());
                         Tensor::Matrix(packed.map_err(|source| LoadError::Decode { key, source })?)
                     }
                     (true, _) => Tensor::Matrix(weight),

@@ -8,8 +8,6 @@ mod frozen;
 mod loss;
 mod optimizer;
 mod pass;
-#[cfg(test)]
-mod tests;
 
 use std::collections::BTreeMap;
 
@@ -67,10 +65,10 @@ impl AdapterGrads {
             }
         }
         for (key, from) in other.by_key {
-            let to = self.by_key.entry(key).or_insert_with(|| Factors {
-                a: vec![0.0; from.a.len()],
-                b: vec![0.0; from.b.len()],
-            });
+            let to = self
+                .by_key
+                .entry(key)
+                .or_insert_with(|| Factors { a: vec![0.0; from.a.len()], b: vec![0.0; from.b.len()] });
             slmc_kernels::add_assign(&mut to.a, &from.a);
             slmc_kernels::add_assign(&mut to.b, &from.b);
         }

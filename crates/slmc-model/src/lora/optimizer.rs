@@ -65,7 +65,8 @@ impl AdapterAdamW {
         moments: BTreeMap<TensorKey, [Factors; 2]>,
     ) -> Result<Self, MomentError> {
         for (&key, means) in &moments {
-            let sizes = adapter.factors.get(&key).map_or([0; 2], |factors| [factors.a.len(), factors.b.len()]);
+            let sizes =
+                adapter.factors.get(&key).map_or([0; 2], |factors| [factors.a.len(), factors.b.len()]);
             for mean in means {
                 for (found, expected) in [mean.a.len(), mean.b.len()].into_iter().zip(sizes) {
                     if found != expected || expected == 0 {

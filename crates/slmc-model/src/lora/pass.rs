@@ -9,7 +9,8 @@ use super::{
     loss::{Targets, head_loss},
 };
 use crate::slices::{
-    block::{HIDDEN, Kept, N_INPUTS, Sizes, backward, forward},
+    block::{Kept, backward, forward},
+    inputs::{HIDDEN, N_INPUTS, Sizes},
     projection::adapter_slot,
 };
 
@@ -97,7 +98,10 @@ impl Frozen {
 
     fn sizes(&self, rows: Rows<'_>) -> Sizes {
         let (n, seq) = (rows.inputs.len(), rows.seq);
-        assert!(seq > 0 && n.is_multiple_of(seq) && rows.targets.len() == n, "whole rows of inputs and targets");
+        assert!(
+            seq > 0 && n.is_multiple_of(seq) && rows.targets.len() == n,
+            "whole rows of inputs and targets"
+        );
         assert!(rows.mask.is_none_or(|mask| mask.len() == n), "one mask a position");
         let is_known = |&token: &u32| (token as usize) < self.spec.vocab_size;
         assert!(rows.inputs.iter().chain(rows.targets).all(is_known), "tokens inside the vocabulary");

@@ -1,4 +1,5 @@
 //! The decoder on slices, by the kernels of `slmc-kernels`: what fused operations and adapters share.
 
 pub(crate) mod block;
+pub(crate) mod inputs;
 pub(crate) mod projection;

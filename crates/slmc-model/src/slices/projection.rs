@@ -29,7 +29,7 @@ impl<'a> Numbers<'a> {
 
 /// The place of a projection among the projections, from its slot among the inputs.
 pub(crate) const fn adapter_slot(slot: usize) -> usize {
-    (slot - super::block::QUERY) / 2
+    (slot - super::inputs::QUERY) / 2
 }
 
 /// Low-rank factors: `y += scale · (x · Aᵀ) · Bᵀ`. Sizes below are `[n, d_in, d_out]`.
@@ -62,7 +62,13 @@ impl FactorsRef<'_> {
     }
 
     /// Adds the factors' part to `out`; hands out `scale · x · Aᵀ`, `[n, rank]`.
-    pub fn forward(&self, x: &[f32], [n, d_in, d_out]: [usize; 3], out: &mut [f32], stride: usize) -> Vec<f32> {
+    pub fn forward(
+        &self,
+        x: &[f32],
+        [n, d_in, d_out]: [usize; 3],
+        out: &mut [f32],
+        stride: usize,
+    ) -> Vec<f32> {
         let mut low = vec![0.0; n * self.rank];
         let product = MatrixMut::new(&mut low, n, self.rank);
         multiply(Matrix::new(x, n, d_in), self.a(d_in).transposed(), product, Update::Set);

@@ -34,7 +34,10 @@ impl Writer {
     }
 
     /// Each document as tokens, or every document that cannot be written out.
-    fn examples<'a>(&self, documents: impl Iterator<Item = &'a Document>) -> Result<Vec<Example>, StageError> {
+    fn examples<'a>(
+        &self,
+        documents: impl Iterator<Item = &'a Document>,
+    ) -> Result<Vec<Example>, StageError> {
         let documents: Vec<&Document> = documents.collect();
         let example = |document: &&Document| {
             Example::new(document, &self.tokenizer, self.template.as_ref()).map_err(|e| e.to_string())
@@ -61,7 +64,8 @@ impl LoraData {
         let dataset = Dataset::open(&config.data, around)?;
         let rows = writer.rows(&writer.examples(dataset.of(Split::Train))?, config.seq_len);
         let counts = rows.counts();
-        let train = Batches::of_rows(rows, config.batch_size, seed).map_err(|e| StageError::Input(e.to_string()))?;
+        let train =
+            Batches::of_rows(rows, config.batch_size, seed).map_err(|e| StageError::Input(e.to_string()))?;
         let held_out = match &config.eval_data {
             Some(other) => writer.examples(Dataset::open(other, around)?.all())?,
             None => writer.examples(dataset.of(Split::Valid))?,
@@ -96,7 +100,9 @@ pub fn held_out_batches(
     let rows = writer.rows(&writer.examples(documents.into_iter())?, seq_len);
     let found = batches(rows, batch_size, n_batches);
     if found.is_empty() {
-        return Err(StageError::Input(format!("{data}: nothing in it is learnt from, so nothing can be measured")));
+        return Err(StageError::Input(format!(
+            "{data}: nothing in it is learnt from, so nothing can be measured"
+        )));
     }
     Ok(found)
 }

@@ -42,7 +42,8 @@ pub fn merge_adapter(
         if held_out.is_empty() {
             return Ok(None);
         }
-        let model = Frozen::load(source, None).map_err(|e| failed(e.to_string()))?;
+        // Half of the memory of the sums in f32, and what will be written in most cases.
+        let model = Frozen::load(source, Some(Format::F16)).map_err(|e| failed(e.to_string()))?;
         Ok(Some(mean(&losses(&model, None, held_out))))
     };
     let stored = merged(Arc::clone(&base.weights))?;
@@ -69,7 +70,8 @@ pub fn merge_adapter(
 /// The base with its projections rounded as the adapter knew them.
 fn rounded_base(base: &Checkpoint, format: Format) -> Result<Arc<dyn WeightSource>, StageError> {
     let outline = outline_of(base).map_err(StageError::Failed)?;
-    let is_projection = |key: &TensorKey| Adapter::ROLES.contains(&key.role) && key.part == slmc_ir::Part::Weight;
+    let is_projection =
+        |key: &TensorKey| Adapter::ROLES.contains(&key.role) && key.part == slmc_ir::Part::Weight;
     let plan = outline.formats.into_iter().filter(|(key, stored)| is_projection(key) && stored.is_float());
     let plan = plan.map(|(key, _)| (key, format)).collect();
     let encoded = Encoded::new(Arc::clone(&base.weights), plan);
@@ -93,5 +95,6 @@ pub(super) fn losses(model: &Frozen, adapter: Option<&Adapter>, batches: &[Batch
 
 /// Nats a token.
 pub(super) fn mean(rows: &[RowLoss]) -> f64 {
-    rows.iter().map(|row| row.nll).sum::<f64>() / rows.iter().map(|row| row.n_targets).sum::<u64>().max(1) as f64
+    rows.iter().map(|row| row.nll).sum::<f64>()
+        / rows.iter().map(|row| row.n_targets).sum::<u64>().max(1) as f64
 }

@@ -76,15 +76,19 @@ impl Lora {
 
 /// The format of a frozen base: 4 bits a weight.
 fn base_format(name: &str) -> Result<Format, String> {
-    let wrong = || format!("base_format = \"{name}\": a frozen base is rounded to q4_0 (or q4_1, q5_0, q5_1, q8_0)");
+    let wrong =
+        || format!("base_format = \"{name}\": a frozen base is rounded to q4_0 (or q4_1, q5_0, q5_1, q8_0)");
     match name {
         "nf4" => Err("base_format = \"nf4\" is not there: use q4_0, whose blocks are as small".to_owned()),
-        "iq4_nl" => Err("base_format = \"iq4_nl\" can be read but not rounded to: give a base that is stored in it, \
+        "iq4_nl" => {
+            Err("base_format = \"iq4_nl\" can be read but not rounded to: give a base that is stored in it, \
                          and no base_format, or use q4_0"
-            .to_owned()),
+                .to_owned())
+        }
         _ => {
             let format: Format = name.parse().map_err(|_| wrong())?;
-            let can = matches!(format, Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::Q8_0);
+            let can =
+                matches!(format, Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::Q8_0);
             if can { Ok(format) } else { Err(wrong()) }
         }
     }
@@ -189,15 +193,16 @@ impl Lora {
         let lineage = context.history(&input.lineage, self, &fallbacks);
         let base = context.inputs.iter().find(|input| input.role == "model").map(|input| input.path.clone());
         let about = AdapterAbout { base, base_format: self.base_format, lineage: lineage.clone() };
-        let folder = context.folder.join("adapter");
-        if folder.is_dir() {
+        let (folder, artefact) = (context.folder.join("adapter"), context.folder.join("model"));
+        for left in [&folder, &artefact].into_iter().filter(|left| left.is_dir()) {
             // Of a run that was broken off right here.
-            std::fs::remove_dir_all(&folder).map_err(|e| failed(e.to_string()))?;
+            std::fs::remove_dir_all(left).map_err(|e| failed(e.to_string()))?;
         }
         write_adapter_folder(&outcome.student, &about, &folder).map_err(|e| failed(e.to_string()))?;
-        let (merged, merge) = merge_adapter(input, &outcome.student, &about, &data.held_out)?;
+        // Beside a base as it is stored there is one way to merge, and the adapter has been measured already.
+        let held_out_rows = if self.base_format.is_some() { &data.held_out[..] } else { &[] };
+        let (merged, merge) = merge_adapter(input, &outcome.student, &about, held_out_rows)?;
         let float = float_of(&outline_of(input).map_err(StageError::Failed)?);
-        let artefact = context.folder.join("model");
         let options = WriteOptions { float: Some(float), ..WriteOptions::default() };
         write_hf_folder(&Checkpoint { lineage, ..merged }, &artefact, &options, context.host)
             .map_err(|e| failed(e.to_string()))?;

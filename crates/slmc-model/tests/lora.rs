@@ -1,13 +1,13 @@
-//! Against float64 numpy (`tests/reference/lora_check.py`), and against itself where nothing may change a number.
+//! Adapters on a frozen decoder, against float64 numpy (`tests/reference/lora_check.py`), and against itself where nothing may change a number.
 
 use std::collections::BTreeMap;
 
 use slmc_ir::{
-    Activation, Adapter, Biases, Factors, Family, Format, MemorySource, ModelSpec, RopeScaling, TensorKey, Weight,
+    Activation, Adapter, Biases, Factors, Family, Format, MemorySource, ModelSpec, RopeScaling, TensorKey,
+    Weight,
 };
 
-use super::{AdapterAdamW, Frozen, Rows, fresh_adapter};
-use crate::AdamWHyper;
+use slmc_model::{AdamWHyper, AdapterAdamW, AdapterGrads, Frozen, Rows, fresh_adapter};
 
 /// Relative to the norm of what is expected.
 const TOLERANCE: f64 = 1e-5;
@@ -35,7 +35,7 @@ fn spec(d_model: usize, d_ff: usize, vocab_size: usize) -> ModelSpec {
 
 /// The script's numbers.
 fn numbers(seed: u32, n: usize) -> Vec<f32> {
-    (0..n).map(|i| (f64::from(seed) * 12.9898 + i as f64 * 78.233).sin() as f32).collect()
+    (0..n).map(|i| (0.4 * (f64::from(seed) * 12.9898 + i as f64 * 78.233).sin()) as f32).collect()
 }
 
 fn source(spec: &ModelSpec) -> MemorySource {
@@ -77,11 +77,16 @@ fn rows(mask: &[bool]) -> Rows<'_> {
 
 #[track_caller]
 fn assert_near(what: &str, found: &[f32], expected: &[f64]) {
+    assert_within(TOLERANCE, what, found, expected);
+}
+
+#[track_caller]
+fn assert_within(tolerance: f64, what: &str, found: &[f32], expected: &[f64]) {
     assert_eq!(found.len(), expected.len(), "{what}");
     let square = |x: f64| x * x;
     let error = found.iter().zip(expected).map(|(&a, b)| square(f64::from(a) - b)).sum::<f64>().sqrt();
     let norm = expected.iter().map(|&x| square(x)).sum::<f64>().sqrt();
-    assert!(norm > 0.0 && error <= TOLERANCE * norm, "{what}: {error} of {norm}");
+    assert!(norm > 0.0 && error <= tolerance * norm, "{what}: {error} of {norm}");
 }
 
 #[test]
@@ -94,7 +99,7 @@ fn a_step_is_that_of_float64_numpy() {
     let mut after = before.clone();
     AdapterAdamW::new().step(&mut after, &grads, 1e-2, AdamWHyper::default());
 
-    let golden = include_str!("../../tests/golden/lora_step.txt");
+    let golden = include_str!("golden/lora_step.txt");
     let mut n_compared = 0;
     for line in golden.lines() {
         let mut words = line.split(' ');
@@ -155,7 +160,8 @@ fn a_packed_base_is_its_decoded_self() {
     let decoded = TensorKey::all(&spec).into_iter().map(rounded).collect();
     let decoded = Frozen::load(&MemorySource::new(spec.clone(), decoded).unwrap(), None).unwrap();
     let (adapter, mask) = (adapter(&spec, 4, 8.0), mask());
-    let (a, b) = (packed.gradients(&adapter, rows(&mask), true), decoded.gradients(&adapter, rows(&mask), false));
+    let (a, b) =
+        (packed.gradients(&adapter, rows(&mask), true), decoded.gradients(&adapter, rows(&mask), false));
     assert_eq!(a.0.to_bits(), b.0.to_bits());
     for &key in adapter.factors.keys() {
         assert_eq!(a.1.get(key), b.1.get(key), "{key}");
@@ -199,14 +205,15 @@ fn micro_batches_add_up() {
         seq: 7,
     };
     let (_, whole) = base.gradients(&adapter, rows(&mask), false);
-    let mut sum = super::AdapterGrads::default();
+    let mut sum = AdapterGrads::default();
     sum.accumulate(base.gradients(&adapter, part(0..7), false).1, 4.0 / 6.0);
     sum.accumulate(base.gradients(&adapter, part(7..14), false).1, 2.0 / 6.0);
     assert!((sum.norm() - whole.norm()).abs() < 1e-5 * whole.norm());
     for &key in adapter.factors.keys() {
         let (found, expected) = (sum.get(key).unwrap(), whole.get(key).unwrap());
         let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
-        assert_near(&key.to_string(), &found.a, &wide(&expected.a));
-        assert_near(&key.to_string(), &found.b, &wide(&expected.b));
+        // Both are within the tolerance of the true gradient: so far may they be from each other.
+        assert_within(2.0 * TOLERANCE, &key.to_string(), &found.a, &wide(&expected.a));
+        assert_within(2.0 * TOLERANCE, &key.to_string(), &found.b, &wide(&expected.b));
     }
 }
