@@ -62,7 +62,7 @@ pub fn merge_adapter(
         Some((format, source)) if is_better => (format.name().to_owned(), source),
         _ => ("as stored".to_owned(), stored),
     };
-    let tokens = held_out.iter().map(|batch| crate::lora::n_targets(batch)).sum();
+    let tokens = held_out.iter().map(crate::lora::n_targets).sum();
     let report = MergeReport { kept, base_nll, stored_nll, rounded_nll, tokens };
     Ok((base.with_weights(weights), report))
 }
