@@ -1,11 +1,13 @@
 //! The command line. One grammar for all verbs: `slmc VERB MODEL… [--options] --out PATH`.
 
+mod lora;
+mod quantize;
+
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Parser, Subcommand};
 
-mod quantize;
-
+pub use lora::{LoraAverageArgs, LoraExportArgs, LoraMergeArgs, LoraTrainArgs, LoraVerb};
 pub use quantize::QuantizeArgs;
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 a gate failed; 2 the command or its input is wrong; 3 a run failed \
@@ -82,6 +84,9 @@ pub enum Verb {
         after_help = "Example: slmc distill --teacher model/ --student n_layers=24,d_ff=1152 --data books.toml --minutes 30 --out student/"
     )]
     Distill(DistillArgs),
+    /// Train adapters, merge and average them
+    #[command(subcommand)]
+    Lora(LoraVerb),
     /// Cut a smaller model out of a model
     #[command(
         after_help = "Example: slmc prune model/ --student n_layers=24,d_ff=1152 --calibration books.toml --out small/"

@@ -26,6 +26,12 @@ pub enum OpenFault {
          or a GGUF file"
     )]
     NotAModel,
+    #[error(
+        "there is no adapter here: an adapter is a folder with `adapter_config.json` and `adapter_model.safetensors`"
+    )]
+    NoAdapter,
+    #[error("{0}")]
+    Adapter(#[from] slmc_ir::AdapterError),
     #[error("the file is no GGUF; to open a Hugging Face model, name its folder")]
     NotGguf,
     #[error("the folder holds {0} GGUF files and no `config.json`; name the one that you mean")]
@@ -194,6 +200,8 @@ pub enum WriteError {
     Safetensors(#[from] SafetensorsError),
     #[error("{0}")]
     File(#[from] FileError),
+    #[error("{0}")]
+    Adapter(#[from] slmc_ir::AdapterError),
     #[error("cannot write `{path}`: {source}", path = path.display())]
     Io { path: PathBuf, source: std::io::Error },
     #[error("cannot write JSON: {0}")]
