@@ -10,6 +10,7 @@ mod error;
 mod eval_text;
 mod log_softmax;
 mod perplexity;
+pub mod stats;
 mod windows;
 
 pub use divergence::{Divergence, kl_divergence};
