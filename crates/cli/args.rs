@@ -10,9 +10,9 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Parser, Subcommand};
 
 pub use gate::{GateArgs, MemoryArgs};
+pub use quantize::QuantizeArgs;
 pub use report::ReportArgs;
 pub use tasks::{CompareArgs, TasksArgs};
-pub use quantize::QuantizeArgs;
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 a gate failed; 2 the command or its input is wrong; 3 a run failed \
     (I/O, memory, not finite); 130 interrupted, state saved.";

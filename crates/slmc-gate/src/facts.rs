@@ -43,10 +43,12 @@ pub(crate) fn bits_per_weight(checkpoint: &Checkpoint) -> Result<f64, GateError>
     Ok(n_bits / n_weights)
 }
 
-/// What was done other than asked on the way to a model, as its history records it: `quantize: block 0 down: f16 instead …`.
-pub(crate) fn fallbacks(checkpoint: &Checkpoint) -> Vec<String> {
-    let steps = &checkpoint.lineage.steps;
-    steps
+/// What was done other than asked between baseline and model, as the model's history records it:
+/// `quantize: block 0 down: f16 instead …`. Steps that the two share made the baseline: they are not judged.
+pub(crate) fn fallbacks(model: &Checkpoint, baseline: &Checkpoint) -> Vec<String> {
+    let (steps, before) = (&model.lineage.steps, &baseline.lineage.steps);
+    let n_shared = steps.iter().zip(before).take_while(|(ours, theirs)| ours == theirs).count();
+    steps[n_shared..]
         .iter()
         .flat_map(|step| step.fallbacks.iter().map(|what| format!("{}: {what}", step.stage)))
         .collect()

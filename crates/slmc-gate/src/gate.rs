@@ -215,7 +215,7 @@ impl Run<'_> {
             );
             self.report.checks.push(claim.judge_exact(bits));
         }
-        let fallbacks = facts::fallbacks(&model.checkpoint);
+        let fallbacks = facts::fallbacks(&model.checkpoint, &baseline.checkpoint);
         match bounds.fallbacks {
             Some(Fallbacks::Forbid) => {
                 let message = if !fallbacks.is_empty() {
