@@ -24,7 +24,6 @@ fn every_verb_has_help_with_an_example() {
         &["eval", "tasks"],
         &["eval", "compare"],
         &["gate"],
-        &["report"],
         &["generate"],
         &["chat"],
         &["bench"],

@@ -2,7 +2,6 @@
 
 mod gate;
 mod quantize;
-mod report;
 mod tasks;
 
 use std::path::PathBuf;
@@ -11,7 +10,6 @@ use clap::{ArgGroup, Parser, Subcommand};
 
 pub use gate::{GateArgs, MemoryArgs};
 pub use quantize::QuantizeArgs;
-pub use report::ReportArgs;
 pub use tasks::{CompareArgs, TasksArgs};
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 a gate failed; 2 the command or its input is wrong; 3 a run failed \
@@ -104,11 +102,6 @@ pub enum Verb {
         after_help = "Example: slmc gate --config gate.toml --model small.gguf --baseline model/ --junit gate.xml\n\nExit codes: 0 all bounds kept; 1 a bound broken; 2 the gate file, a model or the data is wrong; 3 the measuring failed."
     )]
     Gate(GateArgs),
-    /// Write runs as one HTML page that needs nothing else
-    #[command(
-        after_help = "Example: slmc report runs/quickstart --prompt 'Once upon a time' --out report.html"
-    )]
-    Report(ReportArgs),
     /// Run a model for a moment and print how much memory that took
     #[command(hide = true)]
     MeasureMemory(MemoryArgs),

@@ -19,7 +19,6 @@ const LIGHT_CRATES: [&str; 13] = [
     "slmc-eval",
     "slmc-engine",
     "slmc-gate",
-    "slmc-report",
     "xtask",
 ];
 

@@ -11,7 +11,6 @@ mod inspect;
 mod meta;
 mod model;
 mod recipe;
-mod report;
 mod single;
 mod tasks;
 
@@ -56,7 +55,6 @@ pub fn dispatch(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
         Verb::Quantize(args) => single::quantize(args, &session),
         Verb::Eval(verb) => eval::eval(verb, &session),
         Verb::Gate(args) => gate::gate(args, &session),
-        Verb::Report(args) => report::report(args, &session),
         Verb::MeasureMemory(args) => gate::measure_memory(args, &session),
         Verb::Generate(args) => generate::generate(args, &session),
         Verb::Chat(args) => generate::chat(args, &session),
