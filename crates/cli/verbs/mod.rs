@@ -4,6 +4,7 @@ mod bench;
 mod data;
 mod engine;
 mod eval;
+mod gate;
 mod generate;
 mod hashing;
 mod inspect;
@@ -12,6 +13,7 @@ mod meta;
 mod model;
 mod recipe;
 mod single;
+mod tasks;
 
 use std::sync::Arc;
 
@@ -54,6 +56,8 @@ pub fn dispatch(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
         Verb::Prune(args) => single::prune(args, &session),
         Verb::Quantize(args) => single::quantize(args, &session),
         Verb::Eval(verb) => eval::eval(verb, &session),
+        Verb::Gate(args) => gate::gate(args, &session),
+        Verb::MeasureMemory(args) => gate::measure_memory(args, &session),
         Verb::Generate(args) => generate::generate(args, &session),
         Verb::Chat(args) => generate::chat(args, &session),
         Verb::Bench(args) => bench::bench(args, &session),
