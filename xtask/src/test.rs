@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use crate::{fetch, repo};
 
 /// Crates that build without Burn and test in seconds.
-const LIGHT_CRATES: [&str; 13] = [
+const LIGHT_CRATES: [&str; 12] = [
     "slmc-ir",
     "slmc-blocks",
     "slmc-formats",

@@ -90,6 +90,9 @@ fn acc() -> Metric {
     Metric::Acc
 }
 
+/// Keys of a task, and whether each is there.
+type Fields<'a> = &'a [(&'a str, bool)];
+
 impl TaskFile {
     /// Reads a task from its text; `place` names it in messages.
     ///
@@ -101,7 +104,7 @@ impl TaskFile {
             return Err(bad(format!("{} bytes is too long for a task", text.len())));
         }
         let task: Self = toml::from_str(text).map_err(|e| bad(e.to_string()))?;
-        let (needs, forbids): (&[(&str, bool)], &[(&str, bool)]) = match task.kind {
+        let (needs, forbids): (Fields<'_>, Fields<'_>) = match task.kind {
             TaskKind::MultipleChoice => (
                 &[
                     ("doc_to_text", task.doc_to_text.is_some()),
