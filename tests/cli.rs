@@ -48,9 +48,9 @@ fn wrong_commands_end_with_2_and_a_hint() {
     let teacher = tiny_teacher();
     let teacher = teacher.to_str().unwrap();
     check_refused(["quantize", teacher, "--format", "q9", "--out", "x.gguf"], "q9");
-    check_refused(["quantize", teacher, "--format", "iq4_xs", "--out", "x.gguf"], "not made yet");
     check_refused(["quantize", teacher, "--format", "q4_0", "--out", "folder"], ".gguf");
-    check_refused(["quantize", teacher, "--method", "gptq", "--format", "q4_0", "--out", "x.gguf"], "rtn");
+    check_refused(["quantize", teacher, "--method", "magic", "--format", "q4_0", "--out", "x.gguf"], "gptq");
+    check_refused(["quantize", teacher, "--out", "x.gguf"], "--target-size");
     let text = tiny_text("train.jsonl");
     let text = text.to_str().unwrap();
     check_refused(
