@@ -212,8 +212,9 @@ impl Quantize {
         outline: &Outline,
         context: &StageContext<'_>,
     ) -> Result<Finished, StageError> {
-        let (sequences, counts) = self.calibration_set(input, context)?;
         let (mut wanted, fallbacks) = self.wanted(outline);
+        self.check_size(outline, &wanted)?;
+        let (sequences, counts) = self.calibration_set(input, context)?;
         warn_all(&fallbacks, context);
         let mut inner = Arc::clone(&input.weights);
         if let (Method::Awq, Goal::Format(format)) = (self.method, self.goal) {
@@ -252,6 +253,30 @@ impl Quantize {
         });
         let _ = std::fs::remove_dir_all(context.folder.join("solved"));
         Ok(Finished { artefact: context.folder.join(ARTEFACT), report, fallbacks })
+    }
+
+    /// That the smallest formats fit, before anything is computed.
+    fn check_size(&self, outline: &Outline, wanted: &Wanted) -> Result<(), StageError> {
+        let limit = match self.goal {
+            Goal::Format(_) => return Ok(()),
+            Goal::FileBytes(bytes) => bytes,
+            Goal::BitsPerWeight(bits) => (bits * outline.spec.n_parameters() as f64 / 8.0) as u64,
+        };
+        let least = |&(key, stored): &(TensorKey, Format)| -> u64 {
+            let n_weights = key.shape(&outline.spec).iter().product();
+            let formats = wanted.get(&key).map_or(&[][..], Vec::as_slice);
+            let bytes = |format: Format| format.bytes_for(n_weights).unwrap_or(usize::MAX) as u64;
+            formats.iter().map(|&format| bytes(format)).min().unwrap_or_else(|| bytes(stored))
+        };
+        let least: u64 = outline.formats.iter().map(least).sum();
+        if least <= limit {
+            return Ok(());
+        }
+        Err(StageError::Input(format!(
+            "the size that was asked for is too small: {:.1} MB, and the smallest formats that are tried take {:.1} MB",
+            limit as f64 / 1e6,
+            least as f64 / 1e6
+        )))
     }
 
     /// What each tensor is solved in.
@@ -306,7 +331,13 @@ impl Quantize {
             if written.file_bytes <= limit {
                 return Ok((written, formats, kl));
             }
-            budget = budget.saturating_sub(written.file_bytes - limit);
+            let excess = written.file_bytes - limit;
+            if budget < excess {
+                let message =
+                    "the size that was asked for is too small for what the file holds beside its matrices";
+                return Err(StageError::Input(message.to_owned()));
+            }
+            budget -= excess;
         }
     }
 
