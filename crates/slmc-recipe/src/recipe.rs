@@ -329,7 +329,6 @@ mod tests {
         check_refused("[[stage]]\nuse = 'distill'\ndata = 'x'\nalpha = 'much'", &[], "alpha");
         check_refused("[[stage]]\nuse = 'lora'\ndata = 'x'\nrnak = 4", &[], "rnak");
         check_refused("[[stage]]\nuse = 'lora'\nrank = 4", &[], "data");
-        check_refused("[[stage]]\nuse = 'quantize'", &[], "missing field `format`");
         check_refused(MAIN_JOB, &["carv.n_layers=3"], "the stages are carve, distill, small");
         check_refused(MAIN_JOB, &["nonsense"], "stage.key=value");
         check_refused(&MAIN_JOB.replace("\"small\"", "\"../small\""), &[], "letters, digits");

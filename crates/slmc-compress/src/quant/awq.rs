@@ -113,8 +113,8 @@ mod tests {
         hessian.observe(inputs.view());
         let weight = Array2::from_shape_fn((24, 32), |(i, j)| ((i * 31 + j * 17) as f32).sin());
         let found = channel_scales(&[weight.view()], &hessian, None, &coarse);
-        assert!(found.exponent > 0.0 && found.error < 0.7 * found.error_before, "{found:?}");
-        assert!(found.scales[3] > 2.0 * found.scales[4]);
+        assert!(found.exponent > 0.0 && found.error < 0.9 * found.error_before, "{found:?}");
+        assert!(found.scales[3] > 1.5 * found.scales[4]);
         // Channels 0 to 15 read what channels 16 to 31 read, too.
         let tied: Vec<usize> = (0..32).map(|c| c % 16).collect();
         let found = channel_scales(&[weight.view()], &hessian, Some(&tied), &coarse);
