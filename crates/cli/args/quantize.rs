@@ -13,7 +13,7 @@ pub struct QuantizeArgs {
     pub model: String,
     /// How levels are chosen. rtn: to the nearest, without calibration. awq: the same, after channels that carry much on
     /// a calibration text were made larger. gptq: errors are made up for by the weights not rounded yet. auto: the best there is
-    #[arg(long, default_value = "auto", value_parser = ["rtn", "awq", "gptq", "auto"], value_name = "M")]
+    #[arg(long, default_value = "rtn", value_parser = ["rtn", "awq", "gptq", "auto"], value_name = "M")]
     pub method: String,
     /// Format of the projections: q4_0 q4_1 q5_0 q5_1 q8_0 iq4_nl mxfp4 q2_k q3_k q4_k q5_k q6_k iq4_xs (f16 bf16 f32)
     #[arg(long, value_name = "F")]
