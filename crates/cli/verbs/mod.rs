@@ -9,6 +9,7 @@ mod hashing;
 mod inspect;
 mod meta;
 mod model;
+mod onnx;
 mod recipe;
 mod single;
 

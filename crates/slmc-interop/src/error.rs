@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use slmc_formats::{FileError, GgufError, SafetensorsError, safetensors::ShardIndexError};
+use slmc_formats::{FileError, GgufError, OnnxError, SafetensorsError, safetensors::ShardIndexError};
 use slmc_ir::{Format, SourceError, SpecError, WeightError};
 
 /// A model that could not be opened: where, and what is wrong with it.
@@ -206,6 +206,10 @@ pub enum WriteError {
     Inexpressible { what: &'static str, container: &'static str, family: &'static str },
     #[error("the metadata carried along (`{what}`) is damaged: {why}")]
     Kept { what: String, why: &'static str },
+    #[error("{0}")]
+    OnnxFile(#[from] OnnxError),
+    #[error("ONNX: {0}")]
+    Onnx(String),
     #[error("stopped on request; nothing was written")]
     Stopped,
 }

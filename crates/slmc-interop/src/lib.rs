@@ -1,4 +1,4 @@
-//! The foreign world's edge: Hugging Face folders and GGUF files in and out.
+//! The foreign world's edge: Hugging Face folders and GGUF files in and out, ONNX out.
 //!
 //! The only tables of foreign names are here. What these files say and slmc does not use travels along in
 //! [`slmc_ir::Checkpoint::extras`], so that a model comes out as it went in: GGUF to folder to GGUF gives the same
@@ -18,6 +18,7 @@ mod hex;
 mod hf;
 mod names;
 mod numbers;
+mod onnx;
 mod open;
 mod rotary;
 mod source;
@@ -30,5 +31,6 @@ pub use fingerprint::{FileSummary, fingerprint, summarize};
 pub use finite::check_finite;
 pub use gguf::write_gguf;
 pub use hf::{open_config, write_hf_folder};
+pub use onnx::{CheckModel, OnnxOptions, OnnxPlan, OnnxPrecision, write_onnx_file, write_onnx_folder};
 pub use open::open;
 pub use write::{WriteOptions, Written};

@@ -9,6 +9,7 @@ mod estimate;
 mod evaluate;
 mod export;
 mod fresh;
+mod onnx;
 mod open;
 mod quantize;
 mod sample;
@@ -19,6 +20,7 @@ pub use calibration::{Survey, same_vocabulary, survey, tokenizer_of};
 pub use estimate::{Estimate, estimate};
 pub use evaluate::{Exactness, divergence_of, evaluate, evaluator_of, perplexity_of};
 pub use export::{Target, write_checkpoint};
+pub use onnx::{Agreement, export_onnx};
 pub use open::{fingerprint_of, open_model, outline_of};
 pub use sample::{SampleSettings, sample_documents};
 

@@ -12,6 +12,7 @@ mod write;
 
 pub use read::open_config;
 pub(crate) use read::{CONFIG_FILE, open_folder};
+pub(crate) use tokenizer_write::tokenizer_configs;
 pub use write::write_hf_folder;
 
 /// Entries of [`slmc_ir::Extras`] that have files of their own in a folder.
