@@ -2,6 +2,8 @@
 
 use slmc_ir::Format;
 
+use crate::parts::Parts;
+
 /// The byte layout of one block.
 pub trait BlockFormat: 'static {
     /// The format this lays out.
@@ -33,6 +35,14 @@ pub trait EncodeBlock: BlockFormat {
     fn encode(weights: &[f32], block: &mut [u8]);
 }
 
+/// A block layout that can be taken apart and put together.
+pub(crate) trait PackBlock: BlockFormat {
+    /// The parts of one block.
+    fn unpack(block: &[u8]) -> Parts;
+    /// The block of parts that are in the format's ranges; what they have beyond is cut off.
+    fn pack(parts: &Parts, block: &mut [u8]);
+}
+
 /// The trait's sizes are the format table's, or the crate does not compile.
 pub(crate) const fn check_sizes<B: BlockFormat>() {
     assert!(B::N_WEIGHTS == B::FORMAT.block_weights());
@@ -49,6 +59,35 @@ pub(crate) fn as_block<const N: usize>(block: &[u8]) -> &[u8; N] {
 #[inline(always)]
 pub(crate) fn as_block_mut<const N: usize>(block: &mut [u8]) -> &mut [u8; N] {
     block.try_into().expect("a block has its format's length")
+}
+
+/// The 16 bits at byte `at`.
+#[inline(always)]
+pub(crate) fn u16_at(block: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([block[at], block[at + 1]])
+}
+
+/// Writes 16 bits at byte `at`.
+#[inline(always)]
+pub(crate) fn put_u16(block: &mut [u8], at: usize, bits: u16) {
+    block[at..at + 2].copy_from_slice(&bits.to_le_bytes());
+}
+
+/// Splits 16 bytes of two levels each: byte `j` holds weight `j` low and weight `j + 16` high.
+#[inline(always)]
+pub(crate) fn split_halves(bytes: &[u8], levels: &mut [u8]) {
+    for j in 0..16 {
+        levels[j] = bytes[j] & 15;
+        levels[j + 16] = bytes[j] >> 4;
+    }
+}
+
+/// Joins the low four bits of 32 levels into 16 bytes, as [`split_halves`] splits them.
+#[inline(always)]
+pub(crate) fn join_halves(levels: &[u8], bytes: &mut [u8]) {
+    for j in 0..16 {
+        bytes[j] = (levels[j] & 15) | levels[j + 16] << 4;
+    }
 }
 
 /// The block's weights.

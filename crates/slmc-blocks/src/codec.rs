@@ -7,7 +7,10 @@ use slmc_ir::{Format, Weight};
 use crate::{
     BlockError,
     block::{BlockFormat, EncodeBlock},
-    float, iq4, mxfp4, q2_k, q3_k, q4, q4_k, q5, q6_k, q8,
+    fit::FitBlock,
+    float, iq4, mxfp4,
+    parts::{MAX_BLOCK, Parts},
+    q2_k, q3_k, q4, q4_k, q5, q6_k, q8,
 };
 
 /// Weights handled at a time: whole blocks of every format, and few enough that their f32 stay in the
@@ -45,15 +48,18 @@ pub fn decode_weight(weight: &Weight) -> Result<Vec<f32>, BlockError> {
     Ok(weights)
 }
 
-/// Encodes `weights` into `bytes`, any number of whole blocks, rounding to nearest: the bytes are those of
-/// ggml's `quantize_row_*_ref`. Plain floats keep NaN and infinity.
+/// Encodes `weights` into `bytes`, any number of whole blocks, rounding to nearest.
+///
+/// For Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 the bytes are those of ggml's `quantize_row_*_ref`, with the scale that just
+/// covers the block. The other formats have no such plain scale: theirs are searched for, as by
+/// [`encode_weighted`] without importances. Plain floats keep NaN and infinity.
 ///
 /// # Errors
-/// [`BlockError::NoEncoder`]; [`BlockError::PartialBlock`] and [`BlockError::Length`] when the two lengths do
+/// [`BlockError::PartialBlock`] and [`BlockError::Length`] when the two lengths do
 /// not belong together; [`BlockError::NotFinite`] and [`BlockError::TooLarge`] for the first block that the
 /// format cannot hold. After an error `bytes` holds no usable blocks.
 pub fn encode(format: Format, weights: &[f32], bytes: &mut [u8]) -> Result<(), BlockError> {
-    let encode = codec(format).encode.ok_or(BlockError::NoEncoder { format })?;
+    let encode = codec(format).encode;
     check_lengths(format, bytes.len(), weights.len())?;
     let fault = weights
         .par_chunks(PIECE)
@@ -73,7 +79,7 @@ pub fn encode_weight(weight: &Weight, format: Format) -> Result<Weight, BlockErr
     if weight.format() == format {
         return Ok(weight.clone());
     }
-    let encode = codec(format).encode.ok_or(BlockError::NoEncoder { format })?;
+    let encode = codec(format).encode;
     let decode = codec(weight.format()).decode;
     let mut bytes = vec![0; Weight::bytes_for(weight.shape(), format)?];
     let fault = weight
@@ -94,9 +100,49 @@ pub fn encode_weight(weight: &Weight, format: Format) -> Result<Weight, BlockErr
     }
 }
 
-/// Whether [`encode`] can write this format.
-pub fn can_encode(format: Format) -> bool {
-    codec(format).encode.is_some()
+/// As [`encode`], but the scales of every packed format are searched for the least squared error of its weights, each
+/// counted as often as `importance` says: one number a column, the mean square of what the column is multiplied
+/// by. Without it all count the same. Plain floats are only rounded.
+///
+/// # Errors
+/// As [`encode`]; [`BlockError::Columns`] when the importances are not one a column of rows of whole blocks,
+/// [`BlockError::Importance`] for one that is negative or not finite.
+pub fn encode_weighted(
+    format: Format,
+    weights: &[f32],
+    importance: Option<&[f32]>,
+    bytes: &mut [u8],
+) -> Result<(), BlockError> {
+    check_importance(format, weights.len(), importance)?;
+    let Some(fit) = codec(format).fit else { return encode(format, weights, bytes) };
+    check_lengths(format, bytes.len(), weights.len())?;
+    let fault =
+        weights.par_chunks(PIECE).zip(bytes.par_chunks_mut(piece_bytes(format))).enumerate().find_map_first(
+            |(piece, (weights, bytes))| {
+                Some((piece, fit(weights, Columns { importance, first: piece * PIECE }, bytes)?))
+            },
+        );
+    fault.map_or(Ok(()), |(piece, fault)| Err(fault.into_error(format, piece)))
+}
+
+/// The parts of one block, its scales searched for as by [`encode_weighted`]. `importance` has a number for each of
+/// its weights.
+///
+/// # Errors
+/// [`BlockError::NotPacked`] for plain floats, and as [`encode_weighted`] for a matrix of one block.
+pub fn fit(format: Format, weights: &[f32], importance: Option<&[f32]>) -> Result<Parts, BlockError> {
+    let mut block = [0; 256];
+    let block = &mut block[..format.block_bytes()];
+    if weights.len() != format.block_weights() {
+        return Err(BlockError::PartialBlock { format, n_weights: weights.len() });
+    }
+    encode_weighted(format, weights, importance, block)?;
+    crate::parts::unpack(format, block)
+}
+
+/// Whether [`encode`] can write this format. It can write every one.
+pub fn can_encode(_format: Format) -> bool {
+    true
 }
 
 /// The first weight that is NaN or infinite, with its index in row order. Packed blocks are decoded only
@@ -115,7 +161,17 @@ pub fn first_non_finite(weight: &Weight) -> Option<(usize, f32)> {
 struct Codec {
     decode: fn(&[u8], &mut [f32]),
     first_non_finite: fn(&[u8]) -> Option<(usize, f32)>,
-    encode: Option<EncodePiece>,
+    encode: EncodePiece,
+    fit: Option<FitPiece>,
+}
+
+type FitPiece = fn(&[f32], Columns<'_>, &mut [u8]) -> Option<Fault>;
+
+/// The importance of a matrix's columns, and where in it a piece begins, counted in weights.
+#[derive(Clone, Copy)]
+struct Columns<'a> {
+    importance: Option<&'a [f32]>,
+    first: usize,
 }
 
 type EncodePiece = fn(&[f32], &mut [u8]) -> Option<Fault>;
@@ -147,27 +203,39 @@ fn codec(format: Format) -> Codec {
         Format::Q5_0 => block_codec::<q5::Q5_0>(),
         Format::Q5_1 => block_codec::<q5::Q5_1>(),
         Format::Q8_0 => block_codec::<q8::Q8_0>(),
-        Format::Q2K => decode_only::<q2_k::Q2K>(),
-        Format::Q3K => decode_only::<q3_k::Q3K>(),
-        Format::Q4K => decode_only::<q4_k::Q4K>(),
-        Format::Q5K => decode_only::<q4_k::Q5K>(),
-        Format::Q6K => decode_only::<q6_k::Q6K>(),
-        Format::Iq4Nl => decode_only::<iq4::Iq4Nl>(),
-        Format::Iq4Xs => decode_only::<iq4::Iq4Xs>(),
-        Format::Mxfp4 => decode_only::<mxfp4::Mxfp4>(),
+        Format::Q2K => fitted_codec::<q2_k::Q2K>(),
+        Format::Q3K => fitted_codec::<q3_k::Q3K>(),
+        Format::Q4K => fitted_codec::<q4_k::Q4K>(),
+        Format::Q5K => fitted_codec::<q4_k::Q5K>(),
+        Format::Q6K => fitted_codec::<q6_k::Q6K>(),
+        Format::Iq4Nl => fitted_codec::<iq4::Iq4Nl>(),
+        Format::Iq4Xs => fitted_codec::<iq4::Iq4Xs>(),
+        Format::Mxfp4 => fitted_codec::<mxfp4::Mxfp4>(),
     }
 }
 
-fn decode_only<B: BlockFormat>() -> Codec {
-    Codec { decode: decode_blocks::<B>, first_non_finite: first_non_finite_in::<B>, encode: None }
+/// Formats whose scales are always searched for.
+fn fitted_codec<B: FitBlock>() -> Codec {
+    Codec {
+        decode: decode_blocks::<B>,
+        first_non_finite: first_non_finite_in::<B>,
+        encode: |weights, bytes| fit_blocks::<B>(weights, Columns { importance: None, first: 0 }, bytes),
+        fit: Some(fit_blocks::<B>),
+    }
 }
 
-fn block_codec<B: EncodeBlock>() -> Codec {
-    Codec { encode: Some(encode_blocks::<B>), ..decode_only::<B>() }
+/// Formats with a plain scale, too.
+fn block_codec<B: EncodeBlock + FitBlock>() -> Codec {
+    Codec { encode: encode_blocks::<B>, ..fitted_codec::<B>() }
 }
 
 fn float_codec<B: EncodeBlock>() -> Codec {
-    Codec { encode: Some(encode_floats::<B>), ..decode_only::<B>() }
+    Codec {
+        decode: decode_blocks::<B>,
+        first_non_finite: first_non_finite_in::<B>,
+        encode: encode_floats::<B>,
+        fit: None,
+    }
 }
 
 fn decode_blocks<B: BlockFormat>(bytes: &[u8], weights: &mut [f32]) {
@@ -228,7 +296,48 @@ fn encode_blocks<B: EncodeBlock>(weights: &[f32], bytes: &mut [u8]) -> Option<Fa
             }
         },
     );
-    // Finite weights may still have a scale beyond f16.
+    find_too_large::<B>(weights, bytes)
+}
+
+fn fit_blocks<B: FitBlock>(weights: &[f32], columns: Columns<'_>, bytes: &mut [u8]) -> Option<Fault> {
+    if let Some(fault) = find_not_finite(weights) {
+        return Some(fault);
+    }
+    widest(
+        #[inline(always)]
+        || {
+            let blocks = weights.chunks_exact(B::N_WEIGHTS).zip(bytes.chunks_exact_mut(B::N_BYTES));
+            for (index, (weights, block)) in blocks.enumerate() {
+                let mut importance = [1.0; MAX_BLOCK];
+                let importance = &mut importance[..B::N_WEIGHTS];
+                columns.fill(index * B::N_WEIGHTS, importance);
+                B::pack(&B::fit(weights, importance), block);
+            }
+        },
+    );
+    find_too_large::<B>(weights, bytes)
+}
+
+impl Columns<'_> {
+    /// Writes the importances of a block that begins `offset` weights into the piece over ones. Their mean becomes
+    /// 1, so that no scale of theirs overflows; a block without any has ones.
+    #[inline(always)]
+    fn fill(&self, offset: usize, importance: &mut [f32]) {
+        let Some(columns) = self.importance else { return };
+        let first = (self.first + offset) % columns.len();
+        let columns = &columns[first..first + importance.len()];
+        let sum: f64 = columns.iter().map(|&x| f64::from(x)).sum();
+        if sum > 0.0 {
+            let to_mean = columns.len() as f64 / sum;
+            for (importance, &column) in importance.iter_mut().zip(columns) {
+                *importance = (f64::from(column) * to_mean) as f32;
+            }
+        }
+    }
+}
+
+/// Finite weights may still have a scale beyond f16.
+fn find_too_large<B: BlockFormat>(weights: &[f32], bytes: &[u8]) -> Option<Fault> {
     let index = bytes.chunks_exact(B::N_BYTES).position(|block| !B::is_surely_finite(block))?;
     let first = index * B::N_WEIGHTS;
     let largest = |a: usize, b: usize| if weights[b].abs() > weights[a].abs() { b } else { a };
@@ -270,6 +379,19 @@ fn find_not_finite(weights: &[f32]) -> Option<Fault> {
 
 const fn piece_bytes(format: Format) -> usize {
     PIECE / format.block_weights() * format.block_bytes()
+}
+
+fn check_importance(format: Format, n_weights: usize, importance: Option<&[f32]>) -> Result<(), BlockError> {
+    let Some(columns) = importance else { return Ok(()) };
+    let n_columns = columns.len();
+    let whole = n_columns.is_multiple_of(format.block_weights());
+    if !whole || !n_weights.is_multiple_of(n_columns) || n_columns == 0 {
+        return Err(BlockError::Columns { format, n_columns, n_weights });
+    }
+    match columns.iter().position(|x| !(x.is_finite() && *x >= 0.0)) {
+        Some(column) => Err(BlockError::Importance { column, value: columns[column] }),
+        None => Ok(()),
+    }
 }
 
 fn check_lengths(format: Format, n_bytes: usize, n_weights: usize) -> Result<(), BlockError> {

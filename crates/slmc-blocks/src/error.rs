@@ -25,11 +25,51 @@ pub enum BlockError {
         /// Bytes given.
         found: usize,
     },
-    /// The format can be read but not written.
-    #[error("{format} can be decoded but not encoded here: choose f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 or q8_0")]
-    NoEncoder {
+    /// A plain float format, where a packed one is needed.
+    #[error("{format} has no levels and scales: choose a packed format, as q4_0 or q4_k")]
+    NotPacked {
         /// The format asked for.
         format: Format,
+    },
+    /// A part of a block that its format has no room for.
+    #[error("{what} {index} of the block is {value}: out of {format}'s range")]
+    Part {
+        /// The format asked for.
+        format: Format,
+        /// Which kind of part.
+        what: &'static str,
+        /// Its place among its kind, counted from 0.
+        index: usize,
+        /// The number that does not fit.
+        value: i32,
+    },
+    /// A format that cannot hold the same weights.
+    #[error("{format} does not hold these weights exactly: {why}")]
+    Inexact {
+        /// The format asked for.
+        format: Format,
+        /// What it lacks.
+        why: &'static str,
+    },
+    /// An importance that is not a finite number from 0 up.
+    #[error("the importance of column {column} is {value}: it must be finite and not negative")]
+    Importance {
+        /// The first such column, counted from 0.
+        column: usize,
+        /// What was given for it.
+        value: f32,
+    },
+    /// Importances that do not go with rows of whole blocks.
+    #[error(
+        "{n_columns} importances for {n_weights} weights: one a column, and rows of whole {format} blocks"
+    )]
+    Columns {
+        /// The format asked for.
+        format: Format,
+        /// Importances given.
+        n_columns: usize,
+        /// Weights given.
+        n_weights: usize,
     },
     /// A NaN or an infinity, which packed formats cannot hold.
     #[error("weight {index} is {value}: {format} holds finite numbers only")]

@@ -3,14 +3,17 @@
 use slmc_ir::Format;
 
 use crate::{
-    block::{BlockFormat, as_block, as_weights_mut, check_sizes},
+    block::{
+        BlockFormat, PackBlock, as_block, as_weights_mut, check_sizes, join_halves, put_u16, split_halves,
+        u16_at,
+    },
     float::{is_scale_finite, scale_at},
+    parts::Parts,
+    steps::{Steps, Uneven},
 };
 
-/// The steps (`kvalues_iq4nl` in ggml).
-const STEPS: [f32; 16] = [
-    -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0,
-];
+/// The steps.
+const STEPS: &[f32] = Uneven::TABLE;
 
 /// 32 weights: an f16 scale, then 16 bytes laid out as in Q4_0: `weight = scale * step[level]`.
 pub struct Iq4Nl;
@@ -65,5 +68,45 @@ fn decode_group(scale: f32, levels: &[u8; 16], weights: &mut [f32; 32]) {
     for j in 0..16 {
         weights[j] = scale * STEPS[usize::from(levels[j] & 15)];
         weights[j + 16] = scale * STEPS[usize::from(levels[j] >> 4)];
+    }
+}
+
+impl PackBlock for Iq4Nl {
+    fn unpack(block: &[u8]) -> Parts {
+        let mut parts = Parts { scale: u16_at(block, 0), ..Parts::default() };
+        split_halves(&block[2..], &mut parts.levels);
+        parts
+    }
+
+    fn pack(parts: &Parts, block: &mut [u8]) {
+        put_u16(block, 0, parts.scale);
+        join_halves(&parts.levels, &mut block[2..]);
+    }
+}
+
+impl PackBlock for Iq4Xs {
+    fn unpack(block: &[u8]) -> Parts {
+        let mut parts = Parts { scale: u16_at(block, 0), ..Parts::default() };
+        let high_pairs = u16_at(block, 2);
+        for (group, run) in parts.levels.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            let low = block[4 + group / 2] >> (group % 2 * 4) & 15;
+            let high = (high_pairs >> (group * 2) & 3) as u8;
+            parts.group_scales[group] = (low | high << 4) as i8 - 32;
+            split_halves(&block[8 + group * 16..], run);
+        }
+        parts
+    }
+
+    fn pack(parts: &Parts, block: &mut [u8]) {
+        block.fill(0);
+        put_u16(block, 0, parts.scale);
+        let mut high_pairs = 0;
+        for (group, run) in parts.levels.as_chunks::<32>().0.iter().enumerate() {
+            let scale = parts.group_scales[group].wrapping_add(32) as u8;
+            block[4 + group / 2] |= (scale & 15) << (group % 2 * 4);
+            high_pairs |= u16::from(scale >> 4 & 3) << (group * 2);
+            join_halves(run, &mut block[8 + group * 16..]);
+        }
+        put_u16(block, 2, high_pairs);
     }
 }

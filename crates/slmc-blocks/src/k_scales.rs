@@ -14,3 +14,16 @@ pub(crate) fn scale_and_min(packed: &[u8], group: usize) -> (f32, f32) {
     };
     (f32::from(scale), f32::from(min))
 }
+
+/// Adds scale and minimum of a group, six bits each, to bytes that are zero where they go.
+#[inline(always)]
+pub(crate) fn put_scale_and_min(packed: &mut [u8], group: usize, scale: u8, min: u8) {
+    if group < 4 {
+        packed[group] |= scale & 63;
+        packed[group + 4] |= min & 63;
+    } else {
+        packed[group + 4] = (scale & 15) | min << 4;
+        packed[group - 4] |= (scale >> 4 & 3) << 6;
+        packed[group] |= (min >> 4 & 3) << 6;
+    }
+}

@@ -3,11 +3,14 @@
 
 use slmc_ir::Format;
 
-use crate::block::{BlockFormat, as_block, as_weights_mut, check_sizes};
+use crate::{
+    block::{BlockFormat, PackBlock, as_block, as_weights_mut, check_sizes, join_halves, split_halves},
+    parts::Parts,
+    steps::{E2m1, Steps},
+};
 
-/// The values of E2M1, doubled so that they are whole (`kvalues_mxfp4` in ggml).
-const STEPS: [f32; 16] =
-    [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
+/// The steps.
+const STEPS: &[f32] = E2m1::TABLE;
 
 /// A biased exponent, then 16 bytes laid out as in Q4_0: `weight = 2^(exponent - 127) * e2m1[level]`.
 ///
@@ -40,7 +43,20 @@ impl BlockFormat for Mxfp4 {
 
 /// `2^(exponent - 128)`: half the shared scale, because the steps are doubled. The two smallest are subnormal.
 #[inline(always)]
-fn half_power(exponent: u8) -> f32 {
+pub(crate) fn half_power(exponent: u8) -> f32 {
     let exponent = u32::from(exponent);
     f32::from_bits(if exponent < 2 { 0x0020_0000 << exponent } else { (exponent - 1) << 23 })
+}
+
+impl PackBlock for Mxfp4 {
+    fn unpack(block: &[u8]) -> Parts {
+        let mut parts = Parts { scale: block[0].into(), ..Parts::default() };
+        split_halves(&block[1..], &mut parts.levels);
+        parts
+    }
+
+    fn pack(parts: &Parts, block: &mut [u8]) {
+        block[0] = parts.scale as u8;
+        join_halves(&parts.levels, &mut block[1..]);
+    }
 }

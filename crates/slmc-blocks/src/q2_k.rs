@@ -3,8 +3,9 @@
 use slmc_ir::Format;
 
 use crate::{
-    block::{BlockFormat, as_block, as_weights_mut, check_sizes},
+    block::{BlockFormat, PackBlock, as_block, as_weights_mut, check_sizes, put_u16, u16_at},
     float::{is_scale_finite, scale_at},
+    parts::Parts,
 };
 
 /// 16 bytes of group scales (low) and minimums (high), 64 bytes of levels, f16 scale, f16 minimum:
@@ -34,5 +35,33 @@ impl BlockFormat for Q2K {
 
     fn is_surely_finite(block: &[u8]) -> bool {
         is_scale_finite(block, 80) && is_scale_finite(block, 82)
+    }
+}
+
+impl PackBlock for Q2K {
+    fn unpack(block: &[u8]) -> Parts {
+        let mut parts = Parts { scale: u16_at(block, 80), min: u16_at(block, 82), ..Parts::default() };
+        for (group, run) in parts.levels.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            parts.group_scales[group] = (block[group] & 15) as i8;
+            parts.group_mins[group] = block[group] >> 4;
+            let (first, shift) = (16 + group / 8 * 32 + group % 2 * 16, group % 8 / 2 * 2);
+            for (level, byte) in run.iter_mut().zip(&block[first..first + 16]) {
+                *level = byte >> shift & 3;
+            }
+        }
+        parts
+    }
+
+    fn pack(parts: &Parts, block: &mut [u8]) {
+        block.fill(0);
+        put_u16(block, 80, parts.scale);
+        put_u16(block, 82, parts.min);
+        for (group, run) in parts.levels.as_chunks::<16>().0.iter().enumerate() {
+            block[group] = (parts.group_scales[group] as u8 & 15) | parts.group_mins[group] << 4;
+            let (first, shift) = (16 + group / 8 * 32 + group % 2 * 16, group % 8 / 2 * 2);
+            for (level, byte) in run.iter().zip(&mut block[first..first + 16]) {
+                *byte |= (level & 3) << shift;
+            }
+        }
     }
 }

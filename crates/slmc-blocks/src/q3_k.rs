@@ -3,8 +3,9 @@
 use slmc_ir::Format;
 
 use crate::{
-    block::{BlockFormat, as_block, as_weights_mut, check_sizes},
+    block::{BlockFormat, PackBlock, as_block, as_weights_mut, check_sizes, put_u16, u16_at},
     float::{is_scale_finite, scale_at},
+    parts::Parts,
 };
 
 /// 32 bytes of third bits, 64 bytes of low bits, 12 bytes of group scales, f16 scale:
@@ -44,4 +45,36 @@ fn group_scale(packed: &[u8], group: usize) -> f32 {
     let low = packed[group % 8] >> (group / 8 * 4) & 15;
     let high = packed[8 + group % 4] >> (group / 4 * 2) & 3;
     (i32::from(low | high << 4) - 32) as f32
+}
+
+impl PackBlock for Q3K {
+    fn unpack(block: &[u8]) -> Parts {
+        let mut parts = Parts { scale: u16_at(block, 108), ..Parts::default() };
+        for (group, run) in parts.levels.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            parts.group_scales[group] = group_scale(&block[96..108], group) as i8;
+            let half = group % 2 * 16;
+            let (first, shift) = (32 + group / 8 * 32 + half, group % 8 / 2 * 2);
+            for (j, level) in run.iter_mut().enumerate() {
+                let third = block[half + j] >> (group / 2) & 1;
+                *level = (block[first + j] >> shift & 3) | third << 2;
+            }
+        }
+        parts
+    }
+
+    fn pack(parts: &Parts, block: &mut [u8]) {
+        block.fill(0);
+        put_u16(block, 108, parts.scale);
+        for (group, run) in parts.levels.as_chunks::<16>().0.iter().enumerate() {
+            let scale = parts.group_scales[group].wrapping_add(32) as u8;
+            block[96 + group % 8] |= (scale & 15) << (group / 8 * 4);
+            block[104 + group % 4] |= (scale >> 4 & 3) << (group / 4 * 2);
+            let half = group % 2 * 16;
+            let (first, shift) = (32 + group / 8 * 32 + half, group % 8 / 2 * 2);
+            for (j, level) in run.iter().enumerate() {
+                block[half + j] |= (level >> 2 & 1) << (group / 2);
+                block[first + j] |= (level & 3) << shift;
+            }
+        }
+    }
 }

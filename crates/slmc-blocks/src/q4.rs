@@ -3,8 +3,12 @@
 use slmc_ir::Format;
 
 use crate::{
-    block::{BlockFormat, EncodeBlock, as_block, as_block_mut, as_weights, as_weights_mut, check_sizes},
+    block::{
+        BlockFormat, EncodeBlock, PackBlock, as_block, as_block_mut, as_weights, as_weights_mut, check_sizes,
+        join_halves, put_u16, split_halves, u16_at,
+    },
     float::{f32_to_f16, is_scale_finite, scale_at},
+    parts::Parts,
     range::{inverse, min_max, signed_max},
 };
 
@@ -92,5 +96,32 @@ fn pack<const N: usize>(block: &mut [u8; N], at: usize, number: impl Fn(usize) -
     }
     for j in 0..16 {
         block[at + j] = (levels[j] | levels[j + 16] << 4) as u8;
+    }
+}
+
+impl PackBlock for Q4_0 {
+    fn unpack(block: &[u8]) -> Parts {
+        let mut parts = Parts { scale: u16_at(block, 0), ..Parts::default() };
+        split_halves(&block[2..], &mut parts.levels);
+        parts
+    }
+
+    fn pack(parts: &Parts, block: &mut [u8]) {
+        put_u16(block, 0, parts.scale);
+        join_halves(&parts.levels, &mut block[2..]);
+    }
+}
+
+impl PackBlock for Q4_1 {
+    fn unpack(block: &[u8]) -> Parts {
+        let mut parts = Parts { scale: u16_at(block, 0), min: u16_at(block, 2), ..Parts::default() };
+        split_halves(&block[4..], &mut parts.levels);
+        parts
+    }
+
+    fn pack(parts: &Parts, block: &mut [u8]) {
+        put_u16(block, 0, parts.scale);
+        put_u16(block, 2, parts.min);
+        join_halves(&parts.levels, &mut block[4..]);
     }
 }

@@ -4,8 +4,12 @@
 use slmc_ir::Format;
 
 use crate::{
-    block::{BlockFormat, EncodeBlock, as_block, as_block_mut, as_weights, as_weights_mut, check_sizes},
+    block::{
+        BlockFormat, EncodeBlock, PackBlock, as_block, as_block_mut, as_weights, as_weights_mut, check_sizes,
+        put_u16, u16_at,
+    },
     float::{f32_to_f16, is_scale_finite, scale_at},
+    parts::{MAX_BLOCK, Parts},
     range::{inverse, min_max, signed_max},
 };
 
@@ -105,4 +109,38 @@ fn pack<const N: usize>(block: &mut [u8; N], at: usize, number: impl Fn(usize) -
     for j in 0..16 {
         block[at + 4 + j] = ((levels[j] & 15) | (levels[j + 16] & 15) << 4) as u8;
     }
+}
+
+impl PackBlock for Q5_0 {
+    fn unpack(block: &[u8]) -> Parts {
+        let scale = u16_at(block, 0);
+        Parts { scale, levels: levels_at(as_block::<22>(block), 2), ..Parts::default() }
+    }
+
+    fn pack(parts: &Parts, block: &mut [u8]) {
+        put_u16(block, 0, parts.scale);
+        pack(as_block_mut::<22>(block), 2, |j| f32::from(parts.levels[j]));
+    }
+}
+
+impl PackBlock for Q5_1 {
+    fn unpack(block: &[u8]) -> Parts {
+        let (scale, min) = (u16_at(block, 0), u16_at(block, 2));
+        Parts { scale, min, levels: levels_at(as_block::<24>(block), 4), ..Parts::default() }
+    }
+
+    fn pack(parts: &Parts, block: &mut [u8]) {
+        put_u16(block, 0, parts.scale);
+        put_u16(block, 2, parts.min);
+        pack(as_block_mut::<24>(block), 4, |j| f32::from(parts.levels[j]));
+    }
+}
+
+/// As [`unpack`], in the parts' order.
+fn levels_at<const N: usize>(block: &[u8; N], at: usize) -> [u8; MAX_BLOCK] {
+    let mut levels = [0; MAX_BLOCK];
+    for (level, unpacked) in levels.iter_mut().zip(unpack(block, at)) {
+        *level = unpacked as u8;
+    }
+    levels
 }

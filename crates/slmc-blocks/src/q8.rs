@@ -3,8 +3,12 @@
 use slmc_ir::Format;
 
 use crate::{
-    block::{BlockFormat, EncodeBlock, as_block, as_block_mut, as_weights, as_weights_mut, check_sizes},
+    block::{
+        BlockFormat, EncodeBlock, PackBlock, as_block, as_block_mut, as_weights, as_weights_mut, check_sizes,
+        put_u16, u16_at,
+    },
     float::{f32_to_f16, is_scale_finite, scale_at},
+    parts::Parts,
     range::{abs_max, inverse},
 };
 
@@ -54,4 +58,22 @@ fn round(number: f32) -> i32 {
     let whole = magnitude as i32;
     let level = whole + i32::from(magnitude - whole as f32 >= 0.5);
     if number < 0.0 { -level } else { level }
+}
+
+impl PackBlock for Q8_0 {
+    fn unpack(block: &[u8]) -> Parts {
+        let mut parts = Parts { scale: u16_at(block, 0), ..Parts::default() };
+        for (level, byte) in parts.levels.iter_mut().zip(&block[2..34]) {
+            // Signed bytes, counted from -128 on.
+            *level = byte ^ 0x80;
+        }
+        parts
+    }
+
+    fn pack(parts: &Parts, block: &mut [u8]) {
+        put_u16(block, 0, parts.scale);
+        for (level, byte) in parts.levels.iter().zip(&mut block[2..34]) {
+            *byte = level ^ 0x80;
+        }
+    }
 }

@@ -80,10 +80,6 @@ fn lengths_are_checked() {
     let weight = Weight::from_f32(vec![2, 48], &[0.0; 96]).unwrap();
     let error = encode_weight(&weight, Format::Q4_0).unwrap_err();
     assert!(matches!(error, BlockError::Weight(WeightError::PartialBlock { columns: 48, .. })));
-    assert_eq!(
-        encode_weight(&weight, Format::Q4K).unwrap_err(),
-        BlockError::NoEncoder { format: Format::Q4K }
-    );
 }
 
 #[test]

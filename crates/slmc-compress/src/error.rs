@@ -35,6 +35,14 @@ pub enum CompressError {
     /// Damping below zero, or not a number.
     #[error("damping is {0}: it must be a finite number of at least 0, usually 0.01")]
     Damping(f64),
+    /// Rows that are not whole units of a grid.
+    #[error("rows of {columns} weights are not whole units of {unit}")]
+    Units {
+        /// Columns of the layer.
+        columns: usize,
+        /// Columns that the format packs together.
+        unit: usize,
+    },
     /// The Gram matrix could not be factored with any damping.
     #[error(
         "the activations' Gram matrix cannot be factored, even with a damping of {0} of its mean diagonal"

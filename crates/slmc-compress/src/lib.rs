@@ -20,6 +20,7 @@ mod error;
 mod gram;
 mod influence;
 mod layers;
+pub mod quant;
 mod stats;
 
 pub use channels::{ChannelStats, channel_scores, keep_top};

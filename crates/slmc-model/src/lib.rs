@@ -27,6 +27,8 @@ pub use decoder::{Block, Decoder, Parameter, ParameterMut, Projection};
 pub use device::{DeviceChoice, DeviceError};
 pub use evaluator::Evaluator;
 pub use forward::Captured;
+#[cfg(feature = "flex")]
+pub use fused::{BlockPass, HeadPass, HeadSeen, Seen};
 pub use gradients::{Grads, gradients};
 pub use load::LoadError;
 pub use loss::{DistillationLoss, distillation_loss, next_token_loss};

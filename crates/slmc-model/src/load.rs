@@ -46,20 +46,7 @@ impl Decoder {
     pub fn load(source: &dyn WeightSource, device: &Device) -> Result<Self, LoadError> {
         let spec = source.spec();
         spec.validate()?;
-        build(spec, device, &mut |key| {
-            let weight = source.read(key)?;
-            let expected = key.shape(spec);
-            if weight.shape() != expected {
-                let found = weight.shape().to_vec();
-                return Err(SourceError::Shape { key, expected, found }.into());
-            }
-            let values =
-                slmc_blocks::decode_weight(&weight).map_err(|source| LoadError::Decode { key, source })?;
-            match values.iter().position(|x| !x.is_finite()) {
-                Some(index) => Err(SourceError::NotFinite { key, index, value: values[index] }.into()),
-                None => Ok(values),
-            }
-        })
+        build(spec, device, &mut |key| numbers_of(source, key))
     }
 
     /// A model to train from nothing: normal weights of standard deviation 0.02, projections onto the
@@ -99,6 +86,21 @@ impl Decoder {
         });
         let weights = weights.collect();
         MemorySource::new(self.spec.clone(), weights).expect("every tensor has the spec's shape")
+    }
+}
+
+/// A tensor's numbers, decoded to f32, in row order.
+pub(crate) fn numbers_of(source: &dyn WeightSource, key: TensorKey) -> Result<Vec<f32>, LoadError> {
+    let weight = source.read(key)?;
+    let expected = key.shape(source.spec());
+    if weight.shape() != expected {
+        let found = weight.shape().to_vec();
+        return Err(SourceError::Shape { key, expected, found }.into());
+    }
+    let values = slmc_blocks::decode_weight(&weight).map_err(|source| LoadError::Decode { key, source })?;
+    match values.iter().position(|x| !x.is_finite()) {
+        Some(index) => Err(SourceError::NotFinite { key, index, value: values[index] }.into()),
+        None => Ok(values),
     }
 }
 

@@ -215,7 +215,7 @@ pub(super) fn backward(
     d_out: Vec<f32>,
     wanted: [bool; N_INPUTS],
 ) -> Gradients {
-    let mut back = Back { sizes, inputs, wanted, gradients: Default::default() };
+    let mut back = Back { sizes, inputs, wanted, gradients: Default::default(), see: None };
     let gate_up = std::mem::take(&mut kept.gate_up);
     let d_after = back.mlp(&kept, gate_up, d_out);
     let d_hidden = back.attention(kept, rope, d_after);
@@ -225,15 +225,50 @@ pub(super) fn backward(
     back.gradients
 }
 
+/// What went into a projection and the gradient of what came out, rows a token.
+pub(super) struct Seen<'a> {
+    /// The projection's weight.
+    pub slot: usize,
+    /// `[n, d_in]`.
+    pub input: &'a [f32],
+    /// `[n, d_out]`, its rows `stride` apart.
+    pub gradient: &'a [f32],
+    pub stride: usize,
+    /// Tokens, inputs, outputs.
+    pub sizes: [usize; 3],
+}
+
+/// The gradient of the hidden states alone; `see` is shown each projection on the way.
+pub(super) fn backward_seeing(
+    sizes: Sizes,
+    inputs: &Inputs<'_>,
+    rope: &RopeTable,
+    mut kept: Kept,
+    d_out: Vec<f32>,
+    see: &mut dyn FnMut(Seen<'_>),
+) -> Vec<f32> {
+    let mut back =
+        Back { sizes, inputs, wanted: [false; N_INPUTS], gradients: Default::default(), see: Some(see) };
+    let gate_up = std::mem::take(&mut kept.gate_up);
+    let d_after = back.mlp(&kept, gate_up, d_out);
+    back.attention(kept, rope, d_after)
+}
+
 /// A backward pass under way.
 struct Back<'a> {
     sizes: Sizes,
     inputs: &'a Inputs<'a>,
     wanted: [bool; N_INPUTS],
     gradients: Gradients,
+    see: Option<&'a mut dyn FnMut(Seen<'_>)>,
 }
 
 impl Back<'_> {
+    /// Whether what entered this projection is needed again.
+    fn looks_at(&self, slot: usize) -> bool {
+        self.wanted[slot] || self.wanted[slot + 1] || self.see.is_some()
+    }
+
     /// Takes the gradient at the block's end to the one after attention.
     fn mlp(&mut self, kept: &Kept, mut gate_up: Vec<f32>, mut d_out: Vec<f32>) -> Vec<f32> {
         let (n, d, d_ff) = (self.sizes.n_tokens(), self.sizes.d_model, self.sizes.d_ff);
@@ -246,7 +281,7 @@ impl Back<'_> {
         let mut d_normed = vec![0.0; n * d];
         self.input_gradient(GATE, &gate_up, 2 * d_ff, [n, d, d_ff], &mut d_normed, Update::Set);
         self.input_gradient(UP, &gate_up[d_ff..], 2 * d_ff, [n, d, d_ff], &mut d_normed, Update::Add);
-        if [GATE, UP].iter().any(|&slot| self.wanted[slot] || self.wanted[slot + 1]) {
+        if [GATE, UP].iter().any(|&slot| self.looks_at(slot)) {
             let mut normed = vec![0.0; n * d];
             let gain = required(self.inputs, FFN_NORM);
             rms_norm_again(&kept.after_attention, gain, &kept.ffn_inverse, &mut normed);
@@ -263,7 +298,7 @@ impl Back<'_> {
         let shape = self.sizes.attention;
         let heads = self.sizes.heads(shape.n_heads);
         let mut rows = vec![0.0; n * d_query];
-        if self.wanted[ATTN_OUTPUT] || self.wanted[ATTN_OUTPUT + 1] {
+        if self.looks_at(ATTN_OUTPUT) {
             from_heads(&kept.mix, &mut rows, d_query, 0, heads);
             self.weight_gradient(ATTN_OUTPUT, &d_after, d, &rows, [n, d_query, d]);
         }
@@ -361,6 +396,9 @@ impl Back<'_> {
         x: &[f32],
         [n, d_in, d_out]: [usize; 3],
     ) {
+        if let Some(see) = &mut self.see {
+            see(Seen { slot, input: x, gradient: d_y, stride, sizes: [n, d_in, d_out] });
+        }
         if self.wanted[slot] {
             let mut gradient = vec![0.0; d_out * d_in];
             let d_y = Matrix::strided(d_y, n, d_out, stride).transposed();

@@ -8,6 +8,7 @@ mod block_op;
 mod loss;
 mod loss_op;
 mod norm_op;
+mod passes;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ use burn::{
 pub(crate) use block_op::block;
 pub(crate) use loss::{distillation, logits, next_token};
 pub(crate) use norm_op::rms_norm;
+pub use passes::{BlockPass, HeadPass, HeadSeen, Seen};
 pub(crate) use step::{adamw, scatter_add, sum, sum_of_squares};
 
 /// A tensor of the flex device.

@@ -1,0 +1,61 @@
+//! What a solver decides: levels and scales of a matrix, before any file's layout.
+
+use ndarray::Array2;
+
+use super::grid::Grid;
+
+/// Levels and scales of a matrix on a grid.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Codes {
+    /// What they are levels and scales of.
+    pub grid: Grid,
+    /// Output features.
+    pub n_rows: usize,
+    /// Input features.
+    pub n_columns: usize,
+    /// The level of each weight, `[n_rows, n_columns]`.
+    pub levels: Vec<u8>,
+    /// Scale and min of each group, `[n_rows, n_groups]`: exactly what the grid can store.
+    pub groups: Vec<[f32; 2]>,
+    /// Scale and min of each unit, `[n_rows, n_units]`, that its groups' are multiples of; 1 where groups have their own.
+    pub units: Vec<[f32; 2]>,
+}
+
+impl Codes {
+    /// Groups of a row.
+    pub fn n_groups(&self) -> usize {
+        self.n_columns.div_ceil(self.grid.group)
+    }
+
+    /// Units of a row.
+    pub fn n_units(&self) -> usize {
+        self.n_columns.div_ceil(self.grid.unit())
+    }
+
+    /// The integers that a group's scale and min are of its unit's.
+    pub fn integers(&self, row: usize, group: usize) -> [i32; 2] {
+        let [scale, min] = self.groups[row * self.n_groups() + group];
+        let unit = group * self.grid.group / self.grid.unit();
+        let [unit_scale, unit_min] = self.units[row * self.n_units() + unit];
+        let whole = |x: f32, of: f32| if of == 0.0 { 0 } else { (x / of).round() as i32 };
+        [whole(scale, unit_scale), whole(min, unit_min)]
+    }
+
+    /// The weights that the codes stand for.
+    pub fn decode(&self) -> Array2<f32> {
+        let points: Vec<f32> = (0..=u8::MAX).map(|level| self.point_or_nan(level)).collect();
+        Array2::from_shape_fn((self.n_rows, self.n_columns), |(row, column)| {
+            let [scale, min] = self.groups[row * self.n_groups() + column / self.grid.group];
+            scale * points[usize::from(self.levels[row * self.n_columns + column])] - min
+        })
+    }
+
+    fn point_or_nan(&self, level: u8) -> f32 {
+        use super::grid::Points;
+        match &self.grid.points {
+            Points::Integers { low, high } if i32::from(level) + low <= *high => self.grid.point(level),
+            Points::Table { levels, .. } if levels.contains(&level) => self.grid.point(level),
+            _ => f32::NAN,
+        }
+    }
+}

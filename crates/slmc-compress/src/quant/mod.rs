@@ -1,0 +1,21 @@
+//! Rounding weights to the numbers that a block format can hold.
+//!
+//! [`Hessian`] collects what enters a layer, [`Factor`] turns it into the order of rounding and what makes up for what,
+//! [`solve`] rounds a weight to a [`Grid`]. Formats are data: all of them go through the same solver.
+
+mod codes;
+mod factor;
+mod grid;
+mod hessian;
+mod propose;
+mod refine;
+mod round;
+mod solve;
+mod trial;
+mod widest;
+
+pub use codes::Codes;
+pub use factor::Factor;
+pub use grid::{Grid, Points, Scales};
+pub use hessian::Hessian;
+pub use solve::{SolveSettings, solve};

@@ -1,0 +1,221 @@
+//! One block at a time, forwards and back, from weights on disk: for calibration, which holds one block's weights and
+//! looks at what enters each projection and at the gradient of what leaves it.
+
+use std::sync::Arc;
+
+use rand_chacha::rand_core::Rng;
+use rayon::prelude::*;
+use slmc_ir::{ModelSpec, Part, Role, TensorKey, WeightSource};
+use slmc_kernels::{
+    HalfRight, Matrix, MatrixMut, Products, Update, cross_entropy, multiply, multiply_half, rms_norm,
+    rms_norm_backward,
+};
+
+use super::block::{
+    ATTN_NORM, ATTN_OUTPUT, DOWN, FFN_NORM, GATE, HIDDEN, Inputs, KEY, KEY_NORM, N_INPUTS, QUERY, QUERY_NORM,
+    Sizes, UP, VALUE, backward_seeing, forward,
+};
+use crate::{
+    LoadError,
+    load::numbers_of,
+    rope::{RopeCache, RopeTable},
+};
+
+/// The slots of a block's tensors.
+const SLOTS: [(Role, usize); 11] = [
+    (Role::AttnNorm, ATTN_NORM),
+    (Role::QueryNorm, QUERY_NORM),
+    (Role::KeyNorm, KEY_NORM),
+    (Role::FfnNorm, FFN_NORM),
+    (Role::Query, QUERY),
+    (Role::Key, KEY),
+    (Role::Value, VALUE),
+    (Role::AttnOutput, ATTN_OUTPUT),
+    (Role::Gate, GATE),
+    (Role::Up, UP),
+    (Role::Down, DOWN),
+];
+
+/// What entered a projection and the gradient of what left it, a row for each token.
+pub struct Seen<'a> {
+    /// Which projection.
+    pub role: Role,
+    /// `[n_tokens, d_in]`. Query, key and value share theirs, and gate and up.
+    pub input: &'a [f32],
+    /// `[n_tokens, d_out]`, its rows `stride` apart.
+    pub gradient: &'a [f32],
+    /// From one row of the gradient to the next.
+    pub stride: usize,
+    /// Tokens, inputs, outputs.
+    pub sizes: [usize; 3],
+}
+
+/// The weights of one block.
+pub struct BlockPass {
+    spec: ModelSpec,
+    tensors: [Option<Vec<f32>>; N_INPUTS],
+    rope: Arc<RopeTable>,
+    products: Products,
+}
+
+impl BlockPass {
+    /// Reads a block's weights, for sequences of at most `seq` tokens.
+    ///
+    /// # Errors
+    /// When a tensor is missing or not what the spec says.
+    pub fn load(
+        source: &dyn WeightSource,
+        index: usize,
+        seq: usize,
+        products: Products,
+    ) -> Result<Self, LoadError> {
+        let spec = source.spec().clone();
+        let mut tensors = [const { None }; N_INPUTS];
+        for key in TensorKey::all(&spec).into_iter().filter(|key| key.block == Some(index)) {
+            let slot = SLOTS.iter().find(|(role, _)| *role == key.role).map(|(_, slot)| *slot);
+            let slot = slot.expect("every role of a block has a slot") + usize::from(key.part == Part::Bias);
+            tensors[slot] = Some(numbers_of(source, key)?);
+        }
+        let rope = RopeCache::default().table(&spec, seq);
+        Ok(Self { spec, tensors, rope, products })
+    }
+
+    fn inputs<'a>(&'a self, hidden: &'a [f32]) -> Inputs<'a> {
+        let mut inputs = self.tensors.each_ref().map(Option::as_deref);
+        inputs[HIDDEN] = Some(hidden);
+        inputs
+    }
+
+    /// Hidden states `[batch, seq, d_model]` after the block.
+    pub fn forward(&self, hidden: &[f32], [batch, seq]: [usize; 2]) -> Vec<f32> {
+        forward(Sizes::new(&self.spec, batch, seq, self.products), &self.inputs(hidden), &self.rope).out
+    }
+
+    /// Runs the block on `hidden` again, and back from the gradient of what it gave: the gradient of `hidden`.
+    pub fn backward(
+        &self,
+        hidden: &[f32],
+        [batch, seq]: [usize; 2],
+        d_out: Vec<f32>,
+        see: &mut dyn FnMut(Seen<'_>),
+    ) -> Vec<f32> {
+        let sizes = Sizes::new(&self.spec, batch, seq, self.products);
+        let inputs = self.inputs(hidden);
+        let kept = forward(sizes, &inputs, &self.rope).kept;
+        backward_seeing(sizes, &inputs, &self.rope, kept, d_out, &mut |seen| {
+            let role = SLOTS.iter().find(|(_, slot)| *slot == seen.slot).map(|(role, _)| *role);
+            see(Seen {
+                role: role.expect("projections have slots"),
+                input: seen.input,
+                gradient: seen.gradient,
+                stride: seen.stride,
+                sizes: seen.sizes,
+            });
+        })
+    }
+}
+
+/// What entered the head and the gradient of its logits.
+pub struct HeadSeen<'a> {
+    /// `[n_tokens, d_model]`, after the final norm.
+    pub input: &'a [f32],
+    /// `[n_tokens, vocab_size]`.
+    pub gradient: &'a [f32],
+}
+
+/// Final norm and head.
+pub struct HeadPass {
+    spec: ModelSpec,
+    gain: Vec<f32>,
+    head: Vec<f32>,
+    products: Products,
+}
+
+/// Tokens whose logits exist at a time.
+const HEAD_TOKENS: usize = 256;
+
+impl HeadPass {
+    /// Reads the head, or the embedding where it serves as one.
+    ///
+    /// # Errors
+    /// When a tensor is missing or not what the spec says.
+    pub fn load(source: &dyn WeightSource, products: Products) -> Result<Self, LoadError> {
+        let spec = source.spec().clone();
+        let head = if spec.tied_head { Role::Embedding } else { Role::Head };
+        Ok(Self {
+            gain: numbers_of(source, TensorKey::model(Role::FinalNorm))?,
+            head: numbers_of(source, TensorKey::model(head))?,
+            spec,
+            products,
+        })
+    }
+
+    /// The head's numbers, `[vocab_size, d_model]`.
+    pub fn head(&self) -> &[f32] {
+        &self.head
+    }
+
+    /// The gradient of hidden states `[n, d_model]` after the last block, of `-log p` of labels that are drawn from the
+    /// model's own distribution: the outer products of such gradients are, on average, the Fisher information
+    /// (Kunstner et al. 2019, arXiv:1905.12558, section 2).
+    pub fn backward(
+        &self,
+        hidden: &[f32],
+        random: &mut dyn Rng,
+        see: &mut dyn FnMut(HeadSeen<'_>),
+    ) -> Vec<f32> {
+        let (d, vocab) = (self.spec.d_model, self.spec.vocab_size);
+        let head = Matrix::new(&self.head, vocab, d);
+        let (mut normed, mut inverse) = (vec![0.0; hidden.len()], vec![0.0; hidden.len() / d]);
+        rms_norm(hidden, &self.gain, self.spec.norm_eps, &mut normed, &mut inverse);
+        let mut d_normed = vec![0.0; hidden.len()];
+        let [there, back] = self.laid_out(head);
+        for (normed, d_normed) in normed.chunks(HEAD_TOKENS * d).zip(d_normed.chunks_mut(HEAD_TOKENS * d)) {
+            let n = normed.len() / d;
+            let mut logits = vec![0.0; n * vocab];
+            let (input, out) = (Matrix::new(normed, n, d), MatrixMut::new(&mut logits, n, vocab));
+            match &there {
+                Some(there) => multiply_half(input, there, out, Update::Set),
+                None => multiply(input, head.transposed(), out, Update::Set),
+            }
+            draw_labels(&mut logits, vocab, random);
+            see(HeadSeen { input: normed, gradient: &logits });
+            let (gradient, out) = (Matrix::new(&logits, n, vocab), MatrixMut::new(d_normed, n, d));
+            match &back {
+                Some(back) => multiply_half(gradient, back, out, Update::Set),
+                None => multiply(gradient, head, out, Update::Set),
+            }
+        }
+        let (mut d_hidden, mut d_gain) = (vec![0.0; hidden.len()], vec![0.0; d]);
+        rms_norm_backward(hidden, &self.gain, &inverse, &d_normed, &mut d_hidden, &mut d_gain);
+        d_hidden
+    }
+
+    fn laid_out(&self, head: Matrix<'_>) -> [Option<HalfRight>; 2] {
+        match self.products {
+            Products::Single => [None, None],
+            Products::Half(units) => {
+                [Some(HalfRight::new(units, head.transposed())), Some(HalfRight::new(units, head))]
+            }
+        }
+    }
+}
+
+/// Rows of logits become `p - 1` at a label drawn from `p`, and `p` elsewhere.
+fn draw_labels(logits: &mut [f32], vocab: usize, random: &mut dyn Rng) {
+    let n = logits.len() / vocab;
+    let mut losses = vec![0.0; n];
+    cross_entropy(logits, &vec![0; n], &vec![1.0; n], &mut losses);
+    let draws: Vec<f64> =
+        (0..n).map(|_| (random.next_u64() >> 11) as f64 * (1.0 / (1_u64 << 53) as f64)).collect();
+    logits.par_chunks_mut(vocab).zip(draws).for_each(|(row, draw)| {
+        row[0] += 1.0;
+        let total: f64 = row.iter().map(|&p| f64::from(p)).sum();
+        let mut left = draw * total;
+        let label = row.iter().position(|&p| {
+            left -= f64::from(p);
+            left < 0.0
+        });
+        row[label.unwrap_or(vocab - 1)] -= 1.0;
+    });
+}
