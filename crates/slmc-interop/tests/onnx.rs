@@ -67,7 +67,7 @@ fn packed_levels_and_scales_pass_unchanged() {
     for (format, tolerance) in [(Format::Q4_0, 0.0), (Format::Q8_0, 0.0), (Format::Q4_1, 2e-6)] {
         let checkpoint = packed(format);
         let (file, notes) = written(&checkpoint, &options(None, false));
-        assert!(notes.is_empty(), "{notes:?}");
+        assert_eq!(notes.is_empty(), format != Format::Q4_1, "{notes:?}");
         for &key in checkpoint.weights.keys().iter().filter(|key| key.role.is_matrix()) {
             let expected = decode_weight(&checkpoint.weights.read(key).unwrap()).unwrap();
             for (found, expected) in n_bits(&file, key).iter().zip(&expected) {
@@ -145,7 +145,7 @@ fn the_plan_says_what_is_other_than_stored() {
     let found = plan(Format::Iq4Nl, Some(OnnxPrecision::Int4), false);
     assert!(found.notes[0].contains("rounded again"), "{:?}", found.notes);
     let found = plan(Format::Q4_1, None, true);
-    assert!(found.notes[0].contains("--plain"), "{:?}", found.notes);
+    assert!(found.notes[0].contains("without their minima"), "{:?}", found.notes);
     assert!(plan(Format::Q4_0, Some(OnnxPrecision::Int4), false).notes.is_empty());
     assert!(plan(Format::Q4_0, Some(OnnxPrecision::F32), false).notes[0].contains("decoded"));
     assert_eq!(plan(Format::F16, None, false).activations, Format::F16);
