@@ -6,7 +6,10 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Parser, Subcommand};
 
+mod quantize;
+
 pub use onnx::OnnxArgs;
+pub use quantize::QuantizeArgs;
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 a gate failed; 2 the command or its input is wrong; 3 a run failed \
     (I/O, memory, not finite); 130 interrupted, state saved.";
@@ -267,24 +270,6 @@ pub struct PruneArgs {
     /// Any other setting of the stage: n_sequences=32, seq_len=512, compensate=false
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-}
-
-#[derive(Debug, clap::Args)]
-pub struct QuantizeArgs {
-    /// The model
-    pub model: String,
-    /// How levels are chosen: rtn
-    #[arg(long, default_value = "rtn", value_name = "M")]
-    pub method: String,
-    /// Format of the projections: q4_0 q4_1 q5_0 q5_1 q8_0 (f16 bf16 f32)
-    #[arg(long, value_name = "F")]
-    pub format: String,
-    /// Format of the embedding and of an untied head
-    #[arg(long, default_value = "q8_0", value_name = "F")]
-    pub embedding_format: String,
-    /// A .gguf file
-    #[arg(long, value_name = "PATH")]
-    pub out: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]

@@ -58,7 +58,7 @@ pub fn export(
         input_error(format!("onnxruntime cannot load this model: {}", objections.join("; ")))
     })?;
     let (runtime, how) = find_runtime()?;
-    let exported = export_onnx(&checkpoint, out, &options, runtime, session.terminal);
+    let exported = export_onnx(&checkpoint, out, &options, runtime.as_ref(), session.terminal);
     let (written, agreement) = exported.map_err(anyhow::Error::msg).or_run()?;
     for note in &written.notes {
         session.terminal.warn(note);

@@ -82,14 +82,18 @@ pub fn quantize(args: &QuantizeArgs, session: &Session<'_>) -> Result<(), Failur
             args.out.display()
         )));
     }
-    let fields = [
-        ("method", text(&args.method)),
-        ("format", text(&args.format)),
-        ("embedding_format", text(&args.embedding_format)),
-    ];
+    let mut quantize = stage("quantize", [("method", text(&args.method))]);
+    let mut put = |key: &str, value: Option<Value>| value.map(|value| quantize.insert(key.to_owned(), value));
+    put("format", args.format.as_deref().map(text));
+    put("target_bytes", args.target_size.map(|n| Value::Integer(n as i64)));
+    put("target_bpw", args.target_bpw.map(Value::Float));
+    put("embedding_format", args.embedding_format.as_deref().map(text));
+    put("calibration", args.calibration.as_deref().map(text));
+    set(&mut quantize, &args.set)?;
     let recipe = Table::from_iter([("model".to_owned(), text(&args.model))]);
-    let work = Work::prepare(&args.out, false, true)?;
-    work.run(recipe, vec![stage("quantize", fields)], Some("quantize"), session)
+    // Rounding to nearest takes a second: there is nothing to keep of it.
+    let work = Work::prepare(&args.out, args.resume, args.method == "rtn")?;
+    work.run(recipe, vec![quantize], Some("quantize"), session)
 }
 
 /// The folder beside the result in which the work is done.

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use half::f16;
 use ort::{
+    environment::Environment,
     session::{Session, SessionInputValue},
     value::{DynValue, Tensor},
 };
@@ -25,8 +26,8 @@ pub enum RuntimeError {
 }
 
 /// A `libonnxruntime` that is loaded.
-#[derive(Clone, Copy, Debug)]
-pub struct Runtime(());
+#[derive(Clone)]
+pub struct Runtime(Environment);
 
 impl Runtime {
     /// Loads the library. A name without a folder is looked for as the system looks for libraries.
@@ -36,18 +37,18 @@ impl Runtime {
     pub fn load(library: &Path) -> Result<Self, RuntimeError> {
         let failed = |why: String| RuntimeError::Library { path: library.display().to_string(), why };
         let environment = ort::init_from(library).map_err(|error| failed(error.to_string()))?;
-        environment.with_name("slmc").with_telemetry(false).commit();
-        Ok(Self(()))
+        let environment = environment.with_name("slmc").with_telemetry(false).build();
+        Ok(Self(environment.map_err(|error| failed(error.to_string()))?))
     }
 
     /// Opens a model that this program exported.
     ///
     /// # Errors
     /// In onnxruntime's words, when it does not take the model.
-    pub fn open(self, model: &Path, spec: &ModelSpec, n_threads: usize) -> Result<OnnxModel, RuntimeError> {
+    pub fn open(&self, model: &Path, spec: &ModelSpec, n_threads: usize) -> Result<OnnxModel, RuntimeError> {
         let opened = || -> Result<Session, ort::Error> {
-            let builder = Session::builder()?;
-            let mut builder = builder.with_intra_threads(n_threads).map_err(ort::Error::from)?;
+            let builder = Session::builder(&self.0)?;
+            let mut builder = builder.with_intra_threads(n_threads)?;
             builder.commit_from_file(model)
         };
         let session = opened().map_err(|error| RuntimeError::Ort(error.to_string()))?;

@@ -54,7 +54,8 @@ impl StageConfig {
                 ("eval_data", train.eval_data.as_mut()),
                 ("teacher", teacher.as_mut()),
             ],
-            Self::Quantize(_) | Self::Export(_) => Vec::new(),
+            Self::Quantize(c) => vec![("calibration", c.calibration.as_mut())],
+            Self::Export(_) => Vec::new(),
         };
         all.into_iter().filter_map(|(role, path)| Some((role, path?))).collect()
     }
@@ -221,18 +222,38 @@ impl DistillConfig {
     pub const SAMPLED_SHARE: f64 = 0.5;
 }
 
-/// Fewer bits a weight.
+/// Fewer bits a weight. Exactly one of `format`, `target_bytes` and `target_bpw` says what to make.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct QuantizeConfig {
-    /// How levels are chosen: `rtn` (round to nearest).
+    /// How levels are chosen: `rtn` (round to nearest), `awq` (the same after scaling channels), `gptq` (errors made up for by the weights not rounded yet, on a
+    /// calibration set), or `auto`, the best of them.
     #[serde(default = "defaults::rtn")]
     pub method: String,
     /// Format of the projections.
-    pub format: String,
-    /// Format of the embedding and of an untied head; `q8_0` when absent, as llama.cpp has it.
+    #[serde(default)]
+    pub format: Option<String>,
+    /// The best mixture of formats in at most so many bytes.
+    #[serde(default)]
+    pub target_bytes: Option<u64>,
+    /// The best mixture of formats in at most so many stored bits a weight.
+    #[serde(default)]
+    pub target_bpw: Option<f64>,
+    /// Format of the embedding and of an untied head beside `format`; `q8_0` when absent, as llama.cpp has it.
     #[serde(default)]
     pub embedding_format: Option<String>,
+    /// Dataset that the model is calibrated on; text that the model itself writes when absent.
+    #[serde(default)]
+    pub calibration: Option<String>,
+    /// Sequences of calibration.
+    #[serde(default = "defaults::quantize_sequences")]
+    pub n_sequences: usize,
+    /// Tokens in each.
+    #[serde(default = "defaults::ctx")]
+    pub seq_len: usize,
+    /// Added to the diagonal of the second moments, as a share of its mean.
+    #[serde(default = "defaults::damping")]
+    pub damping: f64,
 }
 
 /// A file for a runtime.
@@ -267,6 +288,12 @@ mod defaults {
     }
     pub fn calibration_sequences() -> usize {
         16
+    }
+    pub fn quantize_sequences() -> usize {
+        128
+    }
+    pub fn damping() -> f64 {
+        0.01
     }
     pub fn seq_len() -> usize {
         256

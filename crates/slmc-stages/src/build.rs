@@ -16,7 +16,7 @@ pub fn build(entry: &StageEntry, surroundings: &Arc<Surroundings>) -> Result<Box
         StageConfig::Carve(config) => Box::new(Carve::new(config.clone(), around)),
         StageConfig::Train(config) => Box::new(Training::plain(config.clone(), around)?),
         StageConfig::Distill(config) => Box::new(Training::distill(config.clone(), around)?),
-        StageConfig::Quantize(config) => Box::new(Quantize::new(config)?),
+        StageConfig::Quantize(config) => Box::new(Quantize::new(config, around)?),
         StageConfig::Export(config) => Box::new(Export::new(config)?),
     })
 }

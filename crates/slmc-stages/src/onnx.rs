@@ -52,7 +52,7 @@ pub fn export_onnx(
     checkpoint: &Checkpoint,
     path: &Path,
     options: &OnnxOptions,
-    runtime: Option<Runtime>,
+    runtime: Option<&Runtime>,
     host: &dyn Host,
 ) -> Result<(Written, Option<Agreement>), String> {
     let outline = outline_of(checkpoint)?;
@@ -78,7 +78,7 @@ fn compare(
     model: &Path,
     options: &OnnxOptions,
     plan: &OnnxPlan,
-    runtime: Runtime,
+    runtime: &Runtime,
 ) -> Result<Agreement, String> {
     let n_threads = rayon::current_num_threads();
     let mut exported = runtime.open(model, checkpoint.spec(), n_threads).map_err(|e| e.to_string())?;

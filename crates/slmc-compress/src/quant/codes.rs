@@ -19,6 +19,8 @@ pub struct Codes {
     pub groups: Vec<[f32; 2]>,
     /// Scale and min of each unit, `[n_rows, n_units]`, that its groups' are multiples of; 1 where groups have their own.
     pub units: Vec<[f32; 2]>,
+    /// `Δ H Δᵀ` of each row, by the Hessian that it was solved with.
+    pub row_errors: Vec<f64>,
 }
 
 impl Codes {

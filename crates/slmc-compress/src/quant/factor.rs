@@ -28,6 +28,8 @@ pub struct Factor {
     /// Damping that was used, as a share of the mean diagonal: more than what was asked for when the matrix could not
     /// be factored with that.
     pub damping: f64,
+    /// The damping itself.
+    pub(crate) lambda: f64,
     /// Channels that were never active.
     pub n_dead: usize,
 }
@@ -72,7 +74,7 @@ impl Factor {
             };
             if let Some(upper) = inverse_factor(n, at) {
                 let hessian = (0..n * n).map(|at_| at(at_ / n, at_ % n) as f32).collect();
-                return Ok(Self { order, upper, hessian, damping, n_dead });
+                return Ok(Self { order, upper, hessian, damping, lambda: damping * mean, n_dead });
             }
             if damping >= LARGEST_DAMPING {
                 return Err(CompressError::Singular(damping));

@@ -3,6 +3,8 @@
 //! [`Hessian`] collects what enters a layer, [`Factor`] turns it into the order of rounding and what makes up for what,
 //! [`solve`] rounds a weight to a [`Grid`]. Formats are data: all of them go through the same solver.
 
+mod awq;
+mod budget;
 mod codes;
 mod factor;
 mod grid;
@@ -14,6 +16,8 @@ mod solve;
 mod trial;
 mod widest;
 
+pub use awq::{ChannelScales, channel_scales};
+pub use budget::{Choice, allocate};
 pub use codes::Codes;
 pub use factor::Factor;
 pub use grid::{Grid, Points, Scales};

@@ -15,11 +15,9 @@ use super::{
 /// Passes over scales; levels settle later than scales.
 const SCALE_PASSES: usize = 2;
 
+/// Runs the passes, and leaves each row's error.
 #[inline(always)]
 pub(super) fn refine<R: Round>(rows: &mut Rows, round: R, factor: &Factor, grid: &Grid, n_passes: usize) {
-    if n_passes == 0 {
-        return;
-    }
     let n = rows.n;
     let n_rows = rows.w.len() / n;
     let error: Vec<f32> = rows.original.iter().zip(&rows.w).map(|(w, v)| w - v).collect();
@@ -34,24 +32,34 @@ pub(super) fn refine<R: Round>(rows: &mut Rows, round: R, factor: &Factor, grid:
         Par::Seq,
     );
     let mut points = vec![0.0; grid.group];
-    let mut step = vec![0.0; n];
-    for row in 0..n_rows {
-        let pull = &mut pull[row * n..(row + 1) * n];
-        for pass in 0..n_passes {
-            let mut has_changed = false;
-            for (index, first) in (0..n).step_by(grid.group).enumerate() {
-                let columns = first..n.min(first + grid.group);
-                let mut group = Group { rows, row, index, columns, hessian: &factor.hessian };
-                has_changed |= group.settle_levels(round, pull);
+    let mut is_settled = vec![false; n_rows];
+    for pass in 0..n_passes {
+        let mut has_changed = vec![false; n_rows];
+        // A group's rows of the Hessian serve all rows of the weight before the next group's are read.
+        for (index, first) in (0..n).step_by(grid.group).enumerate() {
+            let columns = first..n.min(first + grid.group);
+            for row in (0..n_rows).filter(|&row| !is_settled[row]) {
+                let pull = &mut pull[row * n..(row + 1) * n];
+                let mut group =
+                    Group { rows, row, index, columns: columns.clone(), hessian: &factor.hessian };
+                has_changed[row] |= group.settle_levels(round, pull);
                 if pass < SCALE_PASSES {
-                    has_changed |= group.settle_scale(round, grid, pull, &mut points, &mut step);
+                    has_changed[row] |= group.settle_scale(round, grid, pull, &mut points);
                 }
             }
-            if !has_changed {
-                break;
-            }
         }
+        is_settled.iter_mut().zip(has_changed).for_each(|(settled, changed)| *settled |= !changed);
     }
+    rows.errors =
+        (0..n_rows).map(|row| row_error(rows, row, &pull[row * n..(row + 1) * n], factor.lambda)).collect();
+}
+
+/// The row's weighted output error; what damping adds to the Hessian does not count.
+fn row_error(rows: &Rows, row: usize, pull: &[f32], lambda: f64) -> f64 {
+    let place = row * rows.n..(row + 1) * rows.n;
+    let deltas = rows.original[place.clone()].iter().zip(&rows.w[place]).map(|(w, v)| f64::from(w - v));
+    let sum: f64 = deltas.zip(pull).map(|(delta, &pull)| delta * (f64::from(pull) - lambda * delta)).sum();
+    sum.max(0.0)
 }
 
 /// A group of a row.
@@ -104,7 +112,6 @@ impl Group<'_> {
         grid: &Grid,
         pull: &mut [f32],
         points: &mut [f32],
-        step: &mut [f32],
     ) -> bool {
         if grid.scales == Scales::PowerOfTwo {
             return false;
@@ -123,20 +130,20 @@ impl Group<'_> {
         }
         let mut has_changed = false;
         let mut next = [scale, min];
-        if let Some(best) = self.best_step(&points[..g], pull, step) {
+        if let Some(best) = self.best_step(&points[..g], pull) {
             let [better, _] = representable(grid, unit, [scale + best.by, min]);
             if best.helps(better - scale) && (better > 0.0 || grid.scales == Scales::Half) {
                 next = [better, if has_zero { zero * better } else { min }];
-                self.shift(better - scale, &points[..g], pull, step, &place);
+                self.shift(better - scale, &points[..g], pull, &place);
                 has_changed = true;
             }
         }
         if matches!(grid.scales, Scales::HalfAndMin | Scales::IntegersAndMin { .. }) {
             points[..g].fill(-1.0);
-            if let Some(best) = self.best_step(&points[..g], pull, step) {
+            if let Some(best) = self.best_step(&points[..g], pull) {
                 let [_, better] = representable(grid, unit, [next[0], next[1] + best.by]);
                 if best.helps(better - next[1]) {
-                    self.shift(better - next[1], &points[..g], pull, step, &place);
+                    self.shift(better - next[1], &points[..g], pull, &place);
                     next[1] = better;
                     has_changed = true;
                 }
@@ -144,55 +151,53 @@ impl Group<'_> {
         }
         if has_changed {
             *self.scales(grid.group) = next;
-            self.store_exactly(round, grid, next, &place);
+            self.store_exactly(grid, next, &place);
         }
         has_changed
     }
 
-    /// How far to move along a direction within the group. Leaves `H · direction` in `step`.
+    /// How far to move along a direction within the group.
     #[inline(always)]
-    fn best_step(&self, direction: &[f32], pull: &[f32], step: &mut [f32]) -> Option<Best> {
+    fn best_step(&self, direction: &[f32], pull: &[f32]) -> Option<Best> {
         let n = self.rows.n;
-        step.fill(0.0);
+        let (mut slope, mut curvature) = (0.0_f32, 0.0_f32);
         for (&d, j) in direction.iter().zip(self.columns.clone()) {
-            if d != 0.0 {
-                let row = &self.hessian[j * n..(j + 1) * n];
-                step.iter_mut().zip(row).for_each(|(step, h)| *step += d * h);
-            }
+            let row = &self.hessian[j * n + self.columns.start..j * n + self.columns.end];
+            slope += d * pull[j];
+            curvature += d * dot(row, direction);
         }
-        let along =
-            |x: &[f32]| -> f32 { direction.iter().zip(&x[self.columns.clone()]).map(|(d, x)| d * x).sum() };
-        let (slope, curvature) = (along(pull), along(step));
         (curvature > 0.0).then(|| Best { by: slope / curvature, slope, curvature })
     }
 
     #[inline(always)]
-    fn shift(
-        &mut self,
-        by: f32,
-        direction: &[f32],
-        pull: &mut [f32],
-        step: &[f32],
-        place: &std::ops::Range<usize>,
-    ) {
-        pull.iter_mut().zip(step).for_each(|(pull, step)| *pull -= by * step);
+    fn shift(&mut self, by: f32, direction: &[f32], pull: &mut [f32], place: &std::ops::Range<usize>) {
+        let n = self.rows.n;
+        for (&d, j) in direction.iter().zip(self.columns.clone()) {
+            let (row, change) = (&self.hessian[j * n..(j + 1) * n], by * d);
+            pull.iter_mut().zip(row).for_each(|(pull, h)| *pull -= change * h);
+        }
         self.rows.w[place.clone()].iter_mut().zip(direction).for_each(|(v, d)| *v += by * d);
     }
 
     /// The weights as their levels and the new scale give them, without what the shift rounded off.
     #[inline(always)]
-    fn store_exactly<R: Round>(
-        &mut self,
-        round: R,
-        grid: &Grid,
-        [scale, min]: [f32; 2],
-        place: &std::ops::Range<usize>,
-    ) {
-        let _ = round;
+    fn store_exactly(&mut self, grid: &Grid, [scale, min]: [f32; 2], place: &std::ops::Range<usize>) {
         for at in place.clone() {
             self.rows.w[at] = grid.point(self.rows.levels[at]) * scale - min;
         }
     }
+}
+
+/// A sum of products in eight lanes.
+#[inline(always)]
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0_f32; 8];
+    for (a, b) in a.chunks(8).zip(b.chunks(8)) {
+        for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
+            *lane += a * b;
+        }
+    }
+    lanes.iter().sum()
 }
 
 /// A move along a direction.

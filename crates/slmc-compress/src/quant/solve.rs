@@ -110,6 +110,8 @@ pub(super) struct Rows {
     /// Scale and min of each group, in the order of rounding.
     pub groups: Vec<[f32; 2]>,
     pub units: Vec<UnitScales>,
+    /// Weighted output error of each row, once it is done.
+    pub errors: Vec<f64>,
 }
 
 impl Rows {
@@ -124,6 +126,7 @@ impl Rows {
             levels: vec![0; n_rows * n],
             groups: vec![[0.0; 2]; n_rows * n.div_ceil(grid.group)],
             units: vec![UnitScales { scale: 1.0, min: 1.0 }; n_rows * n.div_ceil(grid.unit())],
+            errors: Vec::with_capacity(n_rows),
         }
     }
 
@@ -238,6 +241,7 @@ fn join(chunks: Vec<Rows>, n_rows: usize, factor: &Factor, grid: &Grid) -> Codes
         levels: vec![0; n_rows * n],
         groups: vec![[0.0; 2]; n_rows * n_groups],
         units: vec![[1.0; 2]; n_rows * n_units],
+        row_errors: chunks.iter().flat_map(|chunk| chunk.errors.iter().copied()).collect(),
     };
     let rows = chunks.iter().flat_map(|chunk| (0..chunk.w.len() / n).map(move |row| (chunk, row)));
     for (out, (chunk, row)) in rows.enumerate() {

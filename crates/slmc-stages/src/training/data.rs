@@ -1,6 +1,6 @@
 //! What is learnt from: a dataset, and beside it text that the teacher writes itself.
 
-use std::{io::Write, path::Path, sync::Arc, time::Instant};
+use std::{io::Write, path::Path, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use slmc_data::{Batch, Batches, Content, Document, Mixture, PackedTokens, Split};
@@ -49,9 +49,9 @@ impl Sampled {
             temperature: TEMPERATURE,
             seed: context.seed,
         };
-        let begun = Instant::now();
+        let begun = context.host.elapsed();
         let documents = sample_documents(teacher, settings, context.host)?;
-        let text = SampledText { documents, seconds: begun.elapsed().as_secs_f64() };
+        let text = SampledText { documents, seconds: (context.host.elapsed() - begun).as_secs_f64() };
         write(&path, &text)?;
         // As it will be read by whoever goes on with this run.
         read(&path)

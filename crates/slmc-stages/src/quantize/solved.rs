@@ -1,0 +1,285 @@
+//! Every tensor solved in each format that is a candidate for it, a block at a time, with what each would cost the model.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use ndarray::{ArrayView2, Axis};
+use slmc_compress::quant::{Codes, Factor, Grid, Hessian, SolveSettings, solve};
+use slmc_ir::{Format, Role, TensorKey};
+use slmc_recipe::StageError;
+
+use super::{
+    Method, awq,
+    calibrate::{Input, Passes},
+    pack::{grid_of, pack},
+    store::{Candidate, Solved, Store},
+};
+
+/// Formats to solve each tensor in.
+pub type Wanted = BTreeMap<TensorKey, Vec<Format>>;
+
+/// Solves them all. What an earlier run has solved is kept.
+pub fn solve_all(
+    passes: &Passes<'_>,
+    method: Method,
+    wanted: &Wanted,
+    token_counts: &[f64],
+    damping: f64,
+    store: &Arc<Store>,
+) -> Result<Vec<Solved>, StageError> {
+    let spec = passes.checkpoint.spec();
+    let n_layers = spec.n_layers;
+    let mut all = Vec::new();
+    let is_complete =
+        (0..n_layers).all(|i| store.record(&part(i)).is_some()) && store.record("ends").is_some();
+    if is_complete {
+        for part in (0..n_layers).map(part).chain(["ends".to_owned()]) {
+            all.extend(store.record(&part).into_iter().flatten());
+        }
+        return Ok(all);
+    }
+    passes.forward()?;
+    let head = passes.head()?;
+    passes.host.begin("solve", n_layers as u64 + 1, "blocks");
+    for index in (0..n_layers).rev() {
+        let known = store.record(&part(index));
+        let inputs = passes.back(index, known.is_none())?;
+        let solved = match known {
+            Some(solved) => solved,
+            None => {
+                let solved = match method {
+                    Method::Awq => awq::solve_block(passes, index, &inputs, wanted, store)?,
+                    _ => solve_block(passes, index, inputs, wanted, damping, store)?,
+                };
+                store.finish(&part(index), &solved)?;
+                solved
+            }
+        };
+        all.extend(solved);
+        passes.host.advance_to((n_layers - index) as u64, "");
+    }
+    let solved = match store.record("ends") {
+        Some(solved) => solved,
+        None => {
+            let solved = solve_ends(passes, head, wanted, token_counts, damping, store)?;
+            store.finish("ends", &solved)?;
+            solved
+        }
+    };
+    all.extend(solved);
+    passes.host.end();
+    Ok(all)
+}
+
+fn part(index: usize) -> String {
+    format!("block-{index}")
+}
+
+/// The projections of a block.
+fn solve_block(
+    passes: &Passes<'_>,
+    index: usize,
+    inputs: Vec<Input>,
+    wanted: &Wanted,
+    damping: f64,
+    store: &Store,
+) -> Result<Vec<Solved>, StageError> {
+    let mut solved = Vec::new();
+    for input in inputs {
+        solved.extend(solve_input(passes, index, input, wanted, damping, store)?);
+    }
+    Ok(solved)
+}
+
+/// The projections that share an input.
+fn solve_input(
+    passes: &Passes<'_>,
+    index: usize,
+    input: Input,
+    wanted: &Wanted,
+    damping: f64,
+    store: &Store,
+) -> Result<Vec<Solved>, StageError> {
+    let hessian = normalized(&input.hessian, input.weight);
+    let mut factors = Factors { hessian: &hessian, damping, found: Vec::new() };
+    let mut all = Vec::new();
+    for (role, rows) in &input.rows {
+        let key = TensorKey::block(index, *role);
+        let Some(formats) = wanted.get(&key) else { continue };
+        let weight = weight_of(passes, key)?;
+        let shape = key.shape(passes.checkpoint.spec());
+        let weight = ArrayView2::from_shape((shape[0], shape[1]), &weight).map_err(failed)?;
+        let per_row: Vec<f64> =
+            rows.iter().map(|&row| f64::from(row) / 2.0 / passes.n_tokens() as f64).collect();
+        let mut solved = Solved { tensor: key.to_string(), damping: 0.0, n_dead: 0, candidates: Vec::new() };
+        for &format in formats {
+            let grid = grid_of(format).ok_or_else(|| failed(format!("{format} is not solved for")))?;
+            let factor = factors.of(&grid).map_err(|e| failed(format!("{key}: {e}")))?;
+            (solved.damping, solved.n_dead) = (factor.damping, factor.n_dead);
+            let codes = solve(weight, factor, &grid, SolveSettings::default());
+            let codes = codes.map_err(|e| failed(format!("{key}: {e}")))?;
+            let packed = pack(&codes, format).map_err(failed)?;
+            store.keep(key, &packed)?;
+            let kl = codes.row_errors.iter().zip(&per_row).map(|(error, row)| error * row).sum();
+            let relative_error = relative_error(weight, &codes);
+            solved.candidates.push(Candidate {
+                format,
+                kl,
+                relative_error,
+                n_bytes: packed.bytes().len() as u64,
+            });
+        }
+        all.push(solved);
+    }
+    Ok(all)
+}
+
+/// The factors of one Hessian, for grids that cut columns in different ways.
+struct Factors<'a> {
+    hessian: &'a Hessian,
+    damping: f64,
+    found: Vec<([usize; 2], Factor)>,
+}
+
+impl Factors<'_> {
+    fn of(&mut self, grid: &Grid) -> Result<&Factor, slmc_compress::CompressError> {
+        let cut = [grid.group, grid.unit()];
+        let at = match self.found.iter().position(|(known, _)| *known == cut) {
+            Some(at) => at,
+            None => {
+                self.found.push((cut, Factor::new(self.hessian, grid, self.damping, true)?));
+                self.found.len() - 1
+            }
+        };
+        Ok(&self.found[at].1)
+    }
+}
+
+/// Classes of rows of a tied embedding, by how much they matter as inputs beside as outputs.
+const CLASSES: usize = 6;
+
+/// Embedding and head. A tied one is both: the error of its row `v` costs `ρ_v δᵀ H δ` as an output and `n_v δᵀ G δ` as an
+/// input, `n_v` being how often the token comes. Rows with similar shares are solved together.
+fn solve_ends(
+    passes: &Passes<'_>,
+    head: Input,
+    wanted: &Wanted,
+    token_counts: &[f64],
+    damping: f64,
+    store: &Store,
+) -> Result<Vec<Solved>, StageError> {
+    let spec = passes.checkpoint.spec();
+    let n_tokens = passes.n_tokens() as f64;
+    let total: f64 = token_counts.iter().sum();
+    // A token that the text lacks may still come.
+    let counts: Vec<f64> = token_counts
+        .iter()
+        .map(|count| (count + 0.2) / (total + 0.2 * token_counts.len() as f64) * n_tokens)
+        .collect();
+    let input = normalized(&passes.embedded()?, n_tokens);
+    let output = normalized(&head.hessian, head.weight);
+    let outputs: Vec<f64> = head.rows[0].1.iter().map(|&rho| f64::from(rho)).collect();
+    let none = vec![0.0; spec.vocab_size];
+    let mut all = Vec::new();
+    for role in [Role::Embedding, Role::Head] {
+        let key = TensorKey::model(role);
+        let Some(formats) = wanted.get(&key) else { continue };
+        let (ins, outs) = match (role, spec.tied_head) {
+            (Role::Embedding, true) => (&counts, &outputs),
+            (Role::Embedding, false) => (&counts, &none),
+            _ => (&none, &outputs),
+        };
+        let numbers = weight_of(passes, key)?;
+        let weight = ArrayView2::from_shape((spec.vocab_size, spec.d_model), &numbers).map_err(failed)?;
+        let mut solved = Solved { tensor: key.to_string(), damping: 0.0, n_dead: 0, candidates: Vec::new() };
+        let classes = classes(ins, outs, &input, &output);
+        for &format in formats {
+            let grid = grid_of(format).ok_or_else(|| failed(format!("{format} is not solved for")))?;
+            let mut whole: Option<Codes> = None;
+            let mut kl = 0.0;
+            for rows in classes.iter().filter(|rows| !rows.is_empty()) {
+                let (a, b) = rows.iter().fold((0.0, 0.0), |(a, b), &row| (a + ins[row], b + outs[row]));
+                let mut mixed = <Hessian as slmc_compress::LayerStats>::empty(spec.d_model);
+                mixed.add_scaled(&input, (a / rows.len() as f64) as f32);
+                mixed.add_scaled(&output, (b / rows.len() as f64) as f32);
+                let factor =
+                    Factor::new(&mixed, &grid, damping, true).map_err(|e| failed(format!("{key}: {e}")))?;
+                (solved.damping, solved.n_dead) = (factor.damping, factor.n_dead);
+                let part = weight.select(Axis(0), rows);
+                let codes = solve(part.view(), &factor, &grid, SolveSettings::default());
+                let codes = codes.map_err(|e| failed(format!("{key}: {e}")))?;
+                kl += codes.row_errors.iter().sum::<f64>() / 2.0 / n_tokens;
+                scatter(&mut whole, codes, rows, spec.vocab_size);
+            }
+            let codes = whole.ok_or_else(|| failed(format!("{key}: there are no rows")))?;
+            let packed = pack(&codes, format).map_err(failed)?;
+            store.keep(key, &packed)?;
+            let relative_error = relative_error(weight, &codes);
+            solved.candidates.push(Candidate {
+                format,
+                kl,
+                relative_error,
+                n_bytes: packed.bytes().len() as u64,
+            });
+        }
+        all.push(solved);
+    }
+    Ok(all)
+}
+
+/// Rows by the share of their input part, in equal steps of its logarithm.
+fn classes(ins: &[f64], outs: &[f64], input: &Hessian, output: &Hessian) -> Vec<Vec<usize>> {
+    let trace = |hessian: &Hessian| hessian.diagonal().iter().map(|&h| f64::from(h)).sum::<f64>().max(1e-30);
+    let (of_input, of_output) = (trace(input), trace(output));
+    let share = |row: usize| ((ins[row] * of_input + 1e-30) / (outs[row] * of_output + 1e-30)).ln();
+    let mut classes = vec![Vec::new(); CLASSES];
+    for row in 0..ins.len() {
+        // From 1 : 8 to 8 : 1; beyond that one part is all that counts.
+        let class = (share(row) / 8.0_f64.ln() + 1.0) / 2.0 * CLASSES as f64;
+        classes[class.clamp(0.0, CLASSES as f64 - 1.0) as usize].push(row);
+    }
+    classes
+}
+
+/// Puts a part's rows into the whole.
+fn scatter(whole: &mut Option<Codes>, part: Codes, rows: &[usize], n_rows: usize) {
+    let (n, n_groups, n_units) = (part.n_columns, part.n_groups(), part.n_units());
+    let whole = whole.get_or_insert_with(|| Codes {
+        grid: part.grid.clone(),
+        n_rows,
+        n_columns: n,
+        levels: vec![0; n_rows * n],
+        groups: vec![[0.0; 2]; n_rows * n_groups],
+        units: vec![[0.0; 2]; n_rows * n_units],
+        row_errors: vec![0.0; n_rows],
+    });
+    for (from, &to) in rows.iter().enumerate() {
+        whole.levels[to * n..(to + 1) * n].copy_from_slice(&part.levels[from * n..(from + 1) * n]);
+        whole.groups[to * n_groups..(to + 1) * n_groups]
+            .copy_from_slice(&part.groups[from * n_groups..(from + 1) * n_groups]);
+        whole.units[to * n_units..(to + 1) * n_units]
+            .copy_from_slice(&part.units[from * n_units..(from + 1) * n_units]);
+        whole.row_errors[to] = part.row_errors[from];
+    }
+}
+
+/// A Hessian divided by the weight of its tokens.
+pub(super) fn normalized(hessian: &Hessian, weight: f64) -> Hessian {
+    let mut mean = <Hessian as slmc_compress::LayerStats>::empty(hessian.n_columns());
+    mean.add_scaled(hessian, if weight > 0.0 { (1.0 / weight) as f32 } else { 0.0 });
+    mean
+}
+
+fn relative_error(weight: ArrayView2<'_, f32>, codes: &Codes) -> f64 {
+    let decoded = codes.decode();
+    let error: f64 = weight.iter().zip(&decoded).map(|(w, v)| f64::from(w - v).powi(2)).sum();
+    error / weight.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>().max(1e-300)
+}
+
+pub(super) fn weight_of(passes: &Passes<'_>, key: TensorKey) -> Result<Vec<f32>, StageError> {
+    let weight = passes.checkpoint.weights.read(key).map_err(failed)?;
+    slmc_blocks::decode_weight(&weight).map_err(failed)
+}
+
+pub(super) fn failed(error: impl std::fmt::Display) -> StageError {
+    StageError::Failed(error.to_string())
+}

@@ -1,0 +1,116 @@
+//! Solved tensors on disk: each candidate format's bytes, and a record of what it costs. A block is there once its record
+//! is: an interrupted run goes on behind the last.
+
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+use slmc_formats::AtomicFile;
+use slmc_ir::{Format, ModelSpec, SourceError, TensorKey, Weight, WeightSource};
+use slmc_recipe::StageError;
+
+/// What one format costs one tensor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// The format.
+    pub format: Format,
+    /// Estimated KL divergence that it adds, in nats a token.
+    pub kl: f64,
+    /// Squared error of the weights over the weights' squares.
+    pub relative_error: f64,
+    /// Bytes that it takes.
+    pub n_bytes: u64,
+}
+
+/// A tensor's candidates.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Solved {
+    /// The tensor, as reports name it.
+    pub tensor: String,
+    /// Damping that was used, as a share of the mean diagonal.
+    pub damping: f64,
+    /// Input channels that were never active.
+    pub n_dead: usize,
+    /// Its candidates.
+    pub candidates: Vec<Candidate>,
+}
+
+/// The folder.
+pub struct Store {
+    folder: PathBuf,
+}
+
+impl Store {
+    pub fn open(folder: PathBuf) -> Result<Self, StageError> {
+        let failed = |e: std::io::Error| StageError::Failed(format!("{}: {e}", folder.display()));
+        std::fs::create_dir_all(&folder).map_err(failed)?;
+        Ok(Self { folder })
+    }
+
+    /// What was solved of a part of the model, if all of it was.
+    pub fn record(&self, part: &str) -> Option<Vec<Solved>> {
+        serde_json::from_slice(&std::fs::read(self.folder.join(format!("{part}.json"))).ok()?).ok()
+    }
+
+    /// Says that all of a part is there.
+    pub fn finish(&self, part: &str, solved: &[Solved]) -> Result<(), StageError> {
+        let bytes = serde_json::to_vec(solved).map_err(|e| StageError::Failed(e.to_string()))?;
+        write(&self.folder.join(format!("{part}.json")), &bytes)
+    }
+
+    /// Keeps a candidate's bytes.
+    pub fn keep(&self, key: TensorKey, weight: &Weight) -> Result<(), StageError> {
+        write(&self.path(key, weight.format()), weight.bytes())
+    }
+
+    /// Whether a tensor is kept in this format.
+    pub fn has(&self, key: TensorKey, format: Format) -> bool {
+        self.path(key, format).is_file()
+    }
+
+    fn path(&self, key: TensorKey, format: Format) -> PathBuf {
+        self.folder.join(format!("{}.{format}", key.to_string().replace(' ', "-")))
+    }
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), StageError> {
+    let failed = |e: String| StageError::Failed(format!("{}: {e}", path.display()));
+    let mut file = AtomicFile::create(path).map_err(|e| failed(e.to_string()))?;
+    file.write_all(bytes).map_err(|e| failed(e.to_string()))?;
+    file.commit().map_err(|e| failed(e.to_string()))
+}
+
+/// The model with a candidate chosen for each solved tensor.
+pub struct Chosen {
+    pub inner: Arc<dyn WeightSource>,
+    pub store: Arc<Store>,
+    /// The solved tensors' formats; all others stay as they are.
+    pub formats: BTreeMap<TensorKey, Format>,
+}
+
+impl WeightSource for Chosen {
+    fn spec(&self) -> &ModelSpec {
+        self.inner.spec()
+    }
+
+    fn keys(&self) -> &[TensorKey] {
+        self.inner.keys()
+    }
+
+    fn read(&self, key: TensorKey) -> Result<Weight, SourceError> {
+        let Some(&format) = self.formats.get(&key) else { return self.inner.read(key) };
+        let path = self.store.path(key, format);
+        let other = |message: String| SourceError::Other { key, message };
+        let bytes = std::fs::read(&path).map_err(|e| other(format!("{}: {e}", path.display())))?;
+        Weight::new(key.shape(self.spec()), format, bytes.into())
+            .map_err(|source| SourceError::Weight { key, source })
+    }
+
+    fn format(&self, key: TensorKey) -> Result<Format, SourceError> {
+        self.formats.get(&key).map_or_else(|| self.inner.format(key), |format| Ok(*format))
+    }
+}

@@ -1,0 +1,155 @@
+//! `slmc quantize` from outside, on the small model that ships with the project.
+
+mod common;
+
+use std::{path::Path, process::Stdio, time::Duration};
+
+use common::{check_refused, run, run_json, slmc, stderr, tiny_teacher, tiny_text};
+
+fn text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+/// Quantizes the small teacher; a calibration small enough for a test.
+fn arguments(goal: [&str; 2], method: &str, out: &Path) -> Vec<String> {
+    let fixed =
+        ["quantize", &text(&tiny_teacher()), "--method", method, goal[0], goal[1], "--out", &text(out)];
+    let mut arguments: Vec<String> = fixed.iter().map(|&word| word.to_owned()).collect();
+    if method != "rtn" {
+        let data = text(&tiny_text("train.jsonl"));
+        let more = ["--calibration", &data, "--set", "n_sequences=24", "--set", "seq_len=128"];
+        arguments.extend(more.iter().map(|&word| word.to_owned()));
+    }
+    arguments
+}
+
+/// KL divergence from the float teacher on the held-out text, with the weights as they decode.
+fn kld(model: &Path) -> f64 {
+    let (teacher, data) = (text(&tiny_teacher()), text(&tiny_text("eval.jsonl")));
+    let model = text(model);
+    let fixed = [
+        "eval",
+        "kld",
+        &model,
+        "--baseline",
+        &teacher,
+        "--data",
+        &data,
+        "--ctx",
+        "128",
+        "--chunks",
+        "40",
+        "--exact",
+    ];
+    run_json(fixed)["kld"].as_f64().unwrap()
+}
+
+#[test]
+fn gptq_wins_back_much_of_what_rounding_loses() {
+    let folder = tempfile::tempdir().unwrap();
+    for format in ["q4_0", "iq4_nl", "q4_1"] {
+        let [rtn, awq, gptq] = ["rtn", "awq", "gptq"].map(|method| {
+            let out = folder.path().join(format!("{format}-{method}.gguf"));
+            let found = run_json(arguments(["--format", format], method, &out));
+            assert_eq!(found["fallbacks"].as_array().unwrap().len(), 0, "{found}");
+            assert!(found["seconds"].as_f64().is_some() && found["peak_rss_bytes"].as_u64().unwrap() > 0);
+            assert_eq!(found["file_bytes"].as_u64().unwrap(), out.metadata().unwrap().len());
+            kld(&out)
+        });
+        assert!(awq < 0.9 * rtn, "{format}: KL {awq} with AWQ, {rtn} without");
+        assert!(gptq < 0.8 * awq, "{format}: KL {gptq} against AWQ's {awq}");
+    }
+}
+
+#[test]
+fn a_size_is_kept_to_the_byte_and_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut before = f64::INFINITY;
+    for megabytes in [1.8, 2.0, 2.4] {
+        let out = folder.path().join(format!("{megabytes}.gguf"));
+        let found = run_json(arguments(["--target-size", &format!("{megabytes}MB")], "auto", &out));
+        let (limit, bytes) = (megabytes * 1e6, out.metadata().unwrap().len() as f64);
+        assert!(bytes <= limit && bytes > 0.98 * limit, "{bytes} of {limit}");
+        let formats: Vec<&str> =
+            found["tensors"].as_array().unwrap().iter().map(|t| t["format"].as_str().unwrap()).collect();
+        assert!(formats.iter().any(|&f| f != formats[0]), "one format only");
+        let kl = kld(&out);
+        assert!(kl < before, "{megabytes} MB: {kl} after {before}");
+        before = kl;
+    }
+}
+
+#[test]
+fn threads_change_no_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let [one, two] = ["1", "2"].map(|threads| {
+        let out = folder.path().join(format!("{threads}.gguf"));
+        let output = run(arguments(["--target-bpw", "4.8"], "gptq", &out)
+            .iter()
+            .chain(&["--threads".to_owned(), threads.to_owned()]));
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        std::fs::read(out).unwrap()
+    });
+    assert!(one == two);
+}
+
+#[test]
+fn killed_and_resumed_gives_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, broken) = (folder.path().join("whole.gguf"), folder.path().join("broken.gguf"));
+    let started = std::time::Instant::now();
+    let output = run(arguments(["--target-bpw", "5"], "gptq", &whole));
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let duration = started.elapsed();
+    let mut command = arguments(["--target-bpw", "5"], "gptq", &broken);
+    let mut n_killed = 0;
+    for i in 0..10 {
+        let share = (f64::from(i) * 0.618_033_988_75 + 0.1).fract();
+        let mut child = slmc().args(&command).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_secs_f64(duration.as_secs_f64() * share * 0.8));
+        n_killed += u32::from(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if broken.exists() {
+            break;
+        }
+        if folder.path().join("broken.gguf.run/plan.json").exists()
+            && !command.contains(&"--resume".to_owned())
+        {
+            command.push("--resume".to_owned());
+        }
+    }
+    assert!(n_killed > 2, "the kills came too late");
+    if !broken.exists() {
+        let output = run(&command);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    }
+    assert!(std::fs::read(whole).unwrap() == std::fs::read(broken).unwrap());
+    assert!(!folder.path().join("broken.gguf.run").exists());
+}
+
+#[test]
+fn without_a_text_the_model_writes_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("own.gguf");
+    let rtn = folder.path().join("rtn.gguf");
+    let (model, path) = (text(&tiny_teacher()), text(&out));
+    let fixed = ["quantize", &model, "--method", "gptq", "--format", "q4_0", "--out", &path];
+    let output = run(fixed.iter().chain(&["--set", "n_sequences=24", "--set", "seq_len=128"]));
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stderr(&output).contains("the model writes its own"), "{}", stderr(&output));
+    run_json(arguments(["--format", "q4_0"], "rtn", &rtn));
+    assert!(kld(&out) < 0.7 * kld(&rtn));
+}
+
+#[test]
+fn wrong_wishes_end_with_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("x.gguf");
+    let of = |goal: [&str; 2], method: &str| arguments(goal, method, &out);
+    check_refused(of(["--format", "q4_2"], "gptq"), "q4_2");
+    check_refused(of(["--target-size", "2MB"], "rtn"), "rtn");
+    check_refused(of(["--target-size", "100kB"], "gptq"), "too small");
+    check_refused(of(["--target-bpw", "-1"], "gptq"), "-1");
+    assert!(!out.exists());
+}
