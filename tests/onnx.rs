@@ -295,19 +295,29 @@ fn smollm2_in_4_bits_has_the_engines_top_tokens() {
     let (exact, fast) = (path("exact.npy"), path("fast.npy"));
     engine_logits(&q4_0, EngineOptions::exact(2), &ids, &exact);
     engine_logits(&q4_0, EngineOptions::fast(2), &ids, &fast);
-    // int8 rounds activations on either side, each in its own blocks: what the two share is the floor.
-    for (level, besides) in [("1", &[(&exact, 0.995)][..]), ("4", &[(&fast, 0.95), (&exact, 0.95)])] {
+    // What activations in int8 cost in the engine: level 4 rounds them likewise and may not cost much more.
+    let floor = reference("compare_logits.py", &[&text(&exact), &text(&fast)]);
+    println!("the engine's int8 activations: {}", brief(&floor));
+    for level in ["1", "4"] {
         let out = path(&format!("level {level}"));
         let (model, found) = exported(&q4_0, &out, &["--accuracy-level", level]);
         assert_eq!(found["notes"].as_array().unwrap().len(), 0, "all codes pass: {found}");
         let logits = text(&path("logits.npy"));
         reference("onnx_check.py", &["logits", &model, &file, &logits, "--ctx", "250"]);
-        for &(beside, least) in besides {
-            let apart = reference("compare_logits.py", &[&text(beside), &logits]);
-            println!("accuracy level {level}, {}: {apart}", beside.display());
-            assert!(number(&apart, "same_top") >= least, "accuracy level {level}: {apart}");
+        let apart = reference("compare_logits.py", &[&text(&exact), &logits]);
+        println!("accuracy level {level}: {}", brief(&apart));
+        if level == "1" {
+            assert!(number(&apart, "same_top") >= 0.995, "{apart}");
+            assert!(number(&apart, "max_abs") <= 1e-2, "{apart}");
+        } else {
+            assert!(number(&apart, "kld") <= 1.5 * number(&floor, "kld"), "{apart}\n{floor}");
         }
     }
+}
+
+/// A comparison without its list.
+fn brief(apart: &Value) -> String {
+    ["n_tokens", "kld", "same_top", "max_abs"].map(|field| format!("{field} {}", apart[field])).join(", ")
 }
 
 #[test]
