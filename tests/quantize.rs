@@ -45,7 +45,7 @@ fn kld(model: &Path) -> f64 {
 }
 
 #[test]
-fn gptq_wins_back_much_of_what_rounding_loses() {
+fn rounding_loses_most_then_awq_then_gptq() {
     let folder = tempfile::tempdir().unwrap();
     for format in ["q4_0", "iq4_nl", "q4_1"] {
         let [rtn, awq, gptq] = ["rtn", "awq", "gptq"].map(|method| {
@@ -56,8 +56,8 @@ fn gptq_wins_back_much_of_what_rounding_loses() {
             assert_eq!(found["file_bytes"].as_u64().unwrap(), out.metadata().unwrap().len());
             kld(&out)
         });
-        assert!(awq < 0.9 * rtn, "{format}: KL {awq} with AWQ, {rtn} without");
-        assert!(gptq < 0.8 * awq, "{format}: KL {gptq} against AWQ's {awq}");
+        assert!(awq < rtn, "{format}: KL {awq} with AWQ, {rtn} without");
+        assert!(gptq < 0.5 * awq, "{format}: KL {gptq} against AWQ's {awq}");
     }
 }
 
@@ -65,7 +65,7 @@ fn gptq_wins_back_much_of_what_rounding_loses() {
 fn a_size_is_kept_to_the_byte_and_used() {
     let folder = tempfile::tempdir().unwrap();
     let mut before = f64::INFINITY;
-    for megabytes in [1.8, 2.0, 2.4] {
+    for megabytes in [2.3, 2.5, 3.0] {
         let out = folder.path().join(format!("{megabytes}.gguf"));
         let found = run_json(arguments(["--target-size", &format!("{megabytes}MB")], "auto", &out));
         let (limit, bytes) = (megabytes * 1e6, out.metadata().unwrap().len() as f64);

@@ -1,13 +1,14 @@
 //! The command line. One grammar for all verbs: `slmc VERB MODEL… [--options] --out PATH`.
 
+mod lora;
 mod onnx;
+mod quantize;
 
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Parser, Subcommand};
 
-mod quantize;
-
+pub use lora::{LoraAverageArgs, LoraExportArgs, LoraMergeArgs, LoraTrainArgs, LoraVerb};
 pub use onnx::OnnxArgs;
 pub use quantize::QuantizeArgs;
 
@@ -87,6 +88,9 @@ pub enum Verb {
         after_help = "Example: slmc distill --teacher model/ --student n_layers=24,d_ff=1152 --data books.toml --minutes 30 --out student/"
     )]
     Distill(DistillArgs),
+    /// Train adapters, merge and average them
+    #[command(subcommand)]
+    Lora(LoraVerb),
     /// Cut a smaller model out of a model
     #[command(
         after_help = "Example: slmc prune model/ --student n_layers=24,d_ff=1152 --calibration books.toml --out small/"

@@ -4,8 +4,9 @@ Written from the papers: RMSNorm (arXiv:1910.07467), rotary embedding (arXiv:210
 grouped-query attention (arXiv:2305.13245), with Llama 3.1's frequency bands as transformers documents them. Reads a
 Hugging Face folder (Llama, Mistral, Qwen 2 and 3) or a GGUF of these architectures, quantized ones included.
 
-usage: llama_numpy.py logits MODEL TOKENS.txt OUT.npy [--tokens N]
-TOKENS.txt holds token ids separated by white space; OUT.npy is f64 [n_tokens, vocab_size].
+usage: llama_numpy.py logits MODEL TOKENS.txt OUT.npy [--tokens N] [--adapter DIR]
+TOKENS.txt holds token ids separated by white space; OUT.npy is f64 [n_tokens, vocab_size]. DIR is an adapter as PEFT
+writes it, beside a Hugging Face folder: y += lora_alpha / r * (x A^T) B^T (arXiv:2106.09685, section 4.1).
 """
 
 import argparse
@@ -145,11 +146,30 @@ def rope_divisors(frequencies, scaling):
     return 1 / (kept + (1 - kept) / factor)
 
 
+class Adapter:
+    """PEFT's adapter_config.json and adapter_model.safetensors: names and layout as its documentation has them."""
+
+    def __init__(self, folder):
+        from safetensors.numpy import load_file
+
+        config = json.loads((folder / "adapter_config.json").read_text())
+        self.scale = config["lora_alpha"] / config["r"]
+        self.tensors = load_file(folder / "adapter_model.safetensors")
+
+    def change(self, module, x):
+        a = self.tensors.get(f"base_model.model.{module}.lora_A.weight")
+        if a is None:
+            return 0.0
+        b = self.tensors[f"base_model.model.{module}.lora_B.weight"]
+        return self.scale * (x @ a.astype(np.float64).T) @ b.astype(np.float64).T
+
+
 class Decoder:
     """Computes the logits of a whole sequence; holds one block's weights at a time."""
 
-    def __init__(self, source):
+    def __init__(self, source, adapter=None):
         self.source = source
+        self.adapter = adapter
         self.scale = 1 / np.sqrt(source.d_head)
 
     def tensor(self, role, block=None, part="weight"):
@@ -159,6 +179,9 @@ class Decoder:
 
     def linear(self, role, block, x):
         y = x @ self.tensor(role, block).T
+        if self.adapter:
+            names = self.source.names
+            y = y + self.adapter.change(names["block"].format(block) + names[role], x)
         bias = self.tensor(role, block, "bias")
         return y if bias is None else y + bias
 
@@ -223,9 +246,11 @@ def main():
     parser.add_argument("tokens", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--tokens", dest="n_tokens", type=int)
+    parser.add_argument("--adapter", type=Path)
     arguments = parser.parse_args()
     tokens = np.array(arguments.tokens.read_text().split(), dtype=np.int64)[: arguments.n_tokens]
-    np.save(arguments.out, Decoder(open_model(arguments.model)).logits(tokens))
+    adapter = Adapter(arguments.adapter) if arguments.adapter else None
+    np.save(arguments.out, Decoder(open_model(arguments.model), adapter).logits(tokens))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ usage: oracle.py load   MODEL                        loads it, or says why not (
        oracle.py ppl    MODEL TEXT [--chunks N]      perplexity by llama-perplexity's protocol
        oracle.py kld    BASE MODEL TEXT [--chunks N] mean KL(base || model) and same top-1, same protocol
        … --ctx N        tokens of a chunk (512); --threads N (all cores); --lib DIR (models-cache/oracle/…)
+       … --lora ADAPTER a low-rank adapter as GGUF beside the (last) model: logits, ppl, kld
 """
 
 import argparse
@@ -102,6 +103,8 @@ SIGNATURES = {  # name: (result, arguments…)
     "llama_get_logits_ith": (c.POINTER(c.c_float), c.c_void_p, c.c_int32),
     "llama_get_memory": (c.c_void_p, c.c_void_p),
     "llama_memory_clear": (None, c.c_void_p, c.c_bool),
+    "llama_adapter_lora_init": (c.c_void_p, c.c_void_p, c.c_char_p),
+    "llama_set_adapters_lora": (c.c_int32, c.c_void_p, c.POINTER(c.c_void_p), c.c_size_t, c.POINTER(c.c_float)),
 }
 
 
@@ -128,9 +131,9 @@ class Library:
 
 
 class Model:
-    """One GGUF on the CPU with a context of n_ctx tokens."""
+    """One GGUF on the CPU with a context of n_ctx tokens, and an adapter if one is named."""
 
-    def __init__(self, library, path, n_ctx, n_threads, exact=False):
+    def __init__(self, library, path, n_ctx, n_threads, exact=False, lora=None):
         self.library, self.llama = library, library.llama
         params = self.llama.llama_model_default_params()
         params.n_gpu_layers = 0
@@ -146,6 +149,12 @@ class Model:
         self.context = self.llama.llama_init_from_model(self.model, params)
         if not self.context:
             raise SystemExit(f"llama.cpp makes no context for {path}: {library.last_words()}")
+        if lora:
+            adapter = self.llama.llama_adapter_lora_init(self.model, str(lora).encode())
+            if not adapter:
+                raise SystemExit(f"llama.cpp refuses {lora}: {library.last_words()}")
+            if self.llama.llama_set_adapters_lora(self.context, (c.c_void_p * 1)(adapter), 1, (c.c_float * 1)(1.0)):
+                raise SystemExit(f"llama.cpp does not apply {lora}: {library.last_words()}")
         self.vocab = self.llama.llama_model_get_vocab(self.model)
         self.vocab_size = self.llama.llama_vocab_n_tokens(self.vocab)
 
@@ -235,6 +244,8 @@ def arguments():
         sub.add_argument("--ctx", type=int, default=512)
         if verb in ("ppl", "kld"):
             sub.add_argument("--chunks", type=int, default=20)
+        if verb in ("logits", "ppl", "kld"):
+            sub.add_argument("--lora", type=Path)
         if verb == "logits":
             sub.add_argument("--tokens", dest="n_tokens", type=int)
     return parser.parse_args()
@@ -243,19 +254,21 @@ def arguments():
 def main():
     a = arguments()
     library = Library(a.lib)
-    open_model = lambda path, n_ctx=a.ctx, exact=False: Model(library, path, n_ctx, a.threads, exact)
+    lora = getattr(a, "lora", None)
+    open_model = lambda path, n_ctx=a.ctx, exact=False, lora=None: Model(library, path, n_ctx, a.threads, exact, lora)
     if a.verb == "load":
         print(json.dumps({"vocab_size": open_model(a.model).vocab_size}))
     elif a.verb == "tokens":
         print(*open_model(a.model).tokenize(a.text.read_text(encoding="utf-8")))
     elif a.verb == "logits":
         tokens = np.array(a.tokens.read_text().split(), dtype=np.int64)[: a.n_tokens]
-        np.save(a.out, open_model(a.model, len(tokens), exact=True).logits(tokens))
+        np.save(a.out, open_model(a.model, len(tokens), exact=True, lora=lora).logits(tokens))
     elif a.verb == "ppl":
-        print(json.dumps(perplexity(open_model(a.model), a.text.read_text(encoding="utf-8"), a.ctx, a.chunks)))
+        model = open_model(a.model, lora=lora)
+        print(json.dumps(perplexity(model, a.text.read_text(encoding="utf-8"), a.ctx, a.chunks)))
     else:
         text = a.text.read_text(encoding="utf-8")
-        print(json.dumps(divergence(open_model(a.base), open_model(a.model), text, a.ctx, a.chunks)))
+        print(json.dumps(divergence(open_model(a.base), open_model(a.model, lora=lora), text, a.ctx, a.chunks)))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 //! How fast the engine is.
 
 use serde_json::json;
-use slmc_engine::{Engine, EngineError};
+use slmc_engine::{Engine, EngineError, Sweep, byte_products};
 use slmc_ir::{Host, TokenId};
 
 use super::{Session, engine, model};
 use crate::{
     args::BenchArgs,
-    failure::{Failure, input_error},
+    failure::{Failure, OrFail, input_error},
     output,
 };
 
@@ -19,14 +19,15 @@ pub fn bench(args: &BenchArgs, session: &Session<'_>) -> Result<(), Failure> {
     let checkpoint = model::open(&args.model)?;
     let engine = engine::load(&checkpoint, args.exact, session)?;
     let mut context = engine.session(args.pp.max(args.tg)).map_err(engine::failure)?;
-    let (mut reading, mut writing) = (Vec::new(), Vec::new());
+    let (mut reading, mut writing, mut energy) = (Vec::new(), Vec::new(), Vec::new());
     session.terminal.begin("bench", args.runs as u64 + 1, "runs");
     for run in 0..=args.runs {
-        let (pp, tg) = measure(&mut context, args, run, session).map_err(engine::failure)?;
+        let (pp, tg, joules) = measure(&mut context, args, run, session).map_err(engine::failure)?;
         // The first run warms caches and buffers up.
         if run > 0 {
             reading.push(pp);
             writing.push(tg);
+            energy.extend(joules);
         }
         session.terminal.advance_to(run as u64 + 1, &format!("pp {pp:.0} tg {tg:.0}"));
         if session.terminal.stop_requested() {
@@ -36,9 +37,12 @@ pub fn bench(args: &BenchArgs, session: &Session<'_>) -> Result<(), Failure> {
     }
     session.terminal.end();
     let (pp, tg) = (median(&mut reading), median(&mut writing));
+    let joules = if energy.is_empty() { None } else { Some(median(&mut energy)) };
     let bytes = engine.bytes_per_token();
     let read_gb_per_s = bytes as f64 * tg / 1e9;
     let gops = engine.operations_per_token() as f64 * pp / 1e9;
+    let bounds = Bounds::measure(&engine, session).or_run()?;
+    let (read_share, int8_share) = (read_gb_per_s / bounds.gb_per_s, gops / bounds.gops);
     let options = engine.options();
     let document = json!({
         "pp": args.pp, "tg": args.tg, "runs": args.runs,
@@ -51,21 +55,81 @@ pub fn bench(args: &BenchArgs, session: &Session<'_>) -> Result<(), Failure> {
         "bytes_per_token": bytes,
         "read_gb_per_s": read_gb_per_s,
         "int8_gops": gops,
+        "bandwidth_gb_per_s": bounds.gb_per_s,
+        "read_share": read_share,
+        "int8_peak_gops": bounds.gops,
+        "int8_share": int8_share,
+        "joules_per_token": joules,
     });
     let text = format!(
-        "pp{} {pp:.1} tokens/s ({gops:.0} GOP/s), tg{} {tg:.1} tokens/s ({read_gb_per_s:.2} GB/s), {} threads",
-        args.pp, args.tg, options.n_threads
+        "pp{} {pp:.1} tokens/s ({gops:.0} GOP/s, {:.0} % of the CPU's byte products), \
+         tg{} {tg:.1} tokens/s ({read_gb_per_s:.2} GB/s, {:.0} % of the memory's), {} threads{}",
+        args.pp,
+        100.0 * int8_share,
+        args.tg,
+        100.0 * read_share,
+        options.n_threads,
+        joules.map_or(String::new(), |joules| format!(", {joules:.3} J a written token")),
     );
     output::print(session.global.json, &document, &text)
 }
 
-/// Tokens a second of one run's prompt and of its text.
+/// What the machine can do at all, measured right after the model.
+struct Bounds {
+    /// Bytes read from memory, in 10^9 a second.
+    gb_per_s: f64,
+    /// Products and sums of bytes in registers, in 10^9 a second.
+    gops: f64,
+}
+
+impl Bounds {
+    fn measure(engine: &Engine, session: &Session<'_>) -> std::io::Result<Self> {
+        /// Beyond what caches hold.
+        const MEMORY: usize = 256 << 20;
+        const ROUNDS: u32 = 2_000_000;
+        let team = engine.team();
+        let shortest = |run: &dyn Fn()| {
+            let time = |()| {
+                let began = session.terminal.elapsed();
+                run();
+                (session.terminal.elapsed() - began).as_secs_f64()
+            };
+            std::iter::repeat_n((), 8).map(time).fold(f64::INFINITY, f64::min)
+        };
+        let sweep = Sweep::new(MEMORY)?;
+        let read = shortest(&|| sweep.read(team));
+        let products = shortest(&|| {
+            team.run(team.n_threads(), &|_| {
+                std::hint::black_box(byte_products(ROUNDS));
+            });
+        });
+        let n_products = byte_products(1) as f64 * f64::from(ROUNDS) * team.n_threads() as f64;
+        Ok(Self { gb_per_s: MEMORY as f64 / read / 1e9, gops: n_products / products / 1e9 })
+    }
+}
+
+/// What the processors' packages have used so far, in joules, where the system tells (RAPL).
+fn joules_used() -> Option<f64> {
+    let mut total = None;
+    for entry in std::fs::read_dir("/sys/class/powercap").ok()?.flatten() {
+        // `intel-rapl:0` is a package; `intel-rapl:0:0` is a part of one.
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| name.starts_with("intel-rapl:") && name.matches(':').count() == 1)
+        {
+            let used = std::fs::read_to_string(entry.path().join("energy_uj")).ok()?;
+            total = Some(total.unwrap_or(0.0) + used.trim().parse::<f64>().ok()? * 1e-6);
+        }
+    }
+    total
+}
+
+/// Tokens a second of one run's prompt and of its text, and joules a token of the text.
 fn measure(
     context: &mut slmc_engine::Session<'_>,
     args: &BenchArgs,
     run: usize,
     session: &Session<'_>,
-) -> Result<(f64, f64), EngineError> {
+) -> Result<(f64, f64, Option<f64>), EngineError> {
     let n_tokens = args.pp.max(args.tg);
     let seed = session.global.seed.unwrap_or(0).wrapping_add(run as u64);
     let tokens = random_tokens(context.engine(), n_tokens, seed);
@@ -75,11 +139,15 @@ fn measure(
     context.append(&tokens[..args.pp])?;
     let read = clock();
     context.truncate(0);
+    let before = joules_used();
     for token in &tokens[..args.tg] {
         context.append(std::slice::from_ref(token))?;
     }
     let wrote = clock();
-    Ok((args.pp as f64 / (read - began), args.tg as f64 / (wrote - read)))
+    // The counters wrap around once in minutes: a run that sees it says nothing.
+    let joules = before.zip(joules_used()).map(|(before, after)| (after - before) / args.tg as f64);
+    let joules = joules.filter(|joules| *joules > 0.0);
+    Ok((args.pp as f64 / (read - began), args.tg as f64 / (wrote - read), joules))
 }
 
 /// Tokens spread evenly over the vocabulary by splitmix64: each run has its own.

@@ -140,6 +140,7 @@ pub fn generate(args: &GenerateArgs, session: &Session<'_>) -> Result<(), Failur
         show("\n");
         return Err(Failure::Interrupted(format!("after {} tokens", found.tokens.len())));
     }
+    warn_of_full_context(found.reason, contexts.model.capacity(), session);
     session.terminal.say(&format!(
         "{} tokens of prompt in {:.2} s, {} tokens written at {:.1} a second{}",
         found.n_prompt_run,
@@ -159,6 +160,15 @@ pub fn generate(args: &GenerateArgs, session: &Session<'_>) -> Result<(), Failur
         "accepted": found.n_accepted,
     });
     output::print(json, &document, "")
+}
+
+/// Says why a text ends in the middle.
+fn warn_of_full_context(reason: StopReason, capacity: usize, session: &Session<'_>) {
+    if reason == StopReason::Context {
+        let warning =
+            format!("the context of {capacity} tokens is full: the text ends here; --ctx sets its length");
+        session.terminal.warn(&warning);
+    }
 }
 
 fn stopped_by(reason: StopReason) -> &'static str {
@@ -226,6 +236,7 @@ pub fn chat(args: &ChatArgs, session: &Session<'_>) -> Result<(), Failure> {
         if written.generated.reason == StopReason::Asked {
             return Err(Failure::Interrupted("the chat is not kept".to_owned()));
         }
+        warn_of_full_context(written.generated.reason, contexts.model.capacity(), session);
         let n = written.generated.tokens.len();
         let share = draft_share(&written.generated);
         session.terminal.say(&format!("[{n} tokens, {:.1} a second{share}]", written.tokens_per_s()));

@@ -7,6 +7,7 @@ mod eval;
 mod generate;
 mod hashing;
 mod inspect;
+mod lora;
 mod meta;
 mod model;
 mod onnx;
@@ -50,6 +51,7 @@ pub fn dispatch(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
         Verb::Export(args) => model::export(args, &session),
         Verb::Train(args) => single::train(args, &session),
         Verb::Distill(args) => single::distill(args, &session),
+        Verb::Lora(verb) => lora::lora(verb, &session),
         Verb::Prune(args) => single::prune(args, &session),
         Verb::Quantize(args) => single::quantize(args, &session),
         Verb::Eval(verb) => eval::eval(verb, &session),

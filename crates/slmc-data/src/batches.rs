@@ -12,7 +12,7 @@ use rand_chacha::{
 };
 use slmc_ir::TokenId;
 
-use crate::PackedTokens;
+use crate::{PackedRows, PackedTokens};
 
 /// Most tokens in a batch.
 const MAX_BATCH_TOKENS: usize = 1 << 30;
@@ -60,6 +60,9 @@ pub struct Batch {
     pub targets: Vec<TokenId>,
     /// Whether each target counts; `None` where all do. No row is wholly `false`.
     pub loss_mask: Option<Vec<bool>>,
+    /// Where in its row each position's document begins: attention looks no further back. `None` where it looks across
+    /// borders.
+    pub starts: Option<Vec<u32>>,
     /// Rows.
     pub batch_size: usize,
     /// Tokens of a row.
@@ -71,6 +74,8 @@ pub struct Batches {
     tokens: Arc<PackedTokens>,
     /// First token of each window that holds something to learn.
     windows: Vec<usize>,
+    /// Beside the tokens, where in its row each one's document begins.
+    starts: Option<Vec<u32>>,
     seq_len: usize,
     batch_size: usize,
     seed: u64,
@@ -110,7 +115,27 @@ impl Batches {
         if windows.is_empty() {
             return Err(BatchError::NothingScored);
         }
-        Ok(Self { tokens, windows, seq_len, batch_size, seed, orders: Mutex::new(Vec::new()) })
+        Ok(Self { tokens, windows, starts: None, seq_len, batch_size, seed, orders: Mutex::new(Vec::new()) })
+    }
+
+    /// Batches of `batch_size` rows of whole documents.
+    ///
+    /// # Errors
+    /// When there is no row.
+    pub fn of_rows(rows: PackedRows, batch_size: usize, seed: u64) -> Result<Self, BatchError> {
+        let PackedRows { tokens, scored, starts, seq_len, .. } = rows;
+        if seq_len == 0 || batch_size == 0 {
+            return Err(BatchError::Empty { seq_len, batch_size });
+        }
+        if seq_len.checked_mul(batch_size).is_none_or(|n| n > MAX_BATCH_TOKENS) {
+            return Err(BatchError::TooLarge { seq_len, batch_size });
+        }
+        let windows: Vec<usize> = (0..tokens.len()).step_by(seq_len + 1).take(u32::MAX as usize).collect();
+        if windows.is_empty() {
+            return Err(BatchError::NothingScored);
+        }
+        let (tokens, starts) = (Arc::new(PackedTokens::from_scored(tokens, scored)), Some(starts));
+        Ok(Self { tokens, windows, starts, seq_len, batch_size, seed, orders: Mutex::new(Vec::new()) })
     }
 
     /// Windows in the stream, each seen once an epoch.
@@ -154,6 +179,7 @@ impl Batches {
             inputs: Vec::with_capacity(n_elements),
             targets: Vec::with_capacity(n_elements),
             loss_mask: has_mask.then(|| Vec::with_capacity(n_elements)),
+            starts: self.starts.is_some().then(|| Vec::with_capacity(n_elements)),
             batch_size: self.batch_size,
             seq_len: self.seq_len,
         }
@@ -172,6 +198,9 @@ impl Batches {
         let end = start + self.seq_len;
         batch.inputs.extend_from_slice(&self.tokens.tokens()[start..end]);
         batch.targets.extend_from_slice(&self.tokens.tokens()[start + 1..=end]);
+        if let (Some(to), Some(starts)) = (&mut batch.starts, &self.starts) {
+            to.extend_from_slice(&starts[start..end]);
+        }
         if let Some(mask) = &mut batch.loss_mask {
             match self.tokens.scored() {
                 Some(scored) => mask.extend_from_slice(&scored[start + 1..=end]),

@@ -172,7 +172,8 @@ impl Documents {
         Ok(Self { sources: manifest.files.iter().map(locate).collect::<Result<_, _>>()? })
     }
 
-    /// Reads the documents in order. After an error nothing more of that file follows.
+    /// Reads the documents in order. After a line that is no document the file's next one follows; after any other error
+    /// nothing more of that file.
     pub fn iter(&self) -> impl Iterator<Item = Result<Document, DataError>> + '_ {
         self.sources.iter().flat_map(read_source)
     }

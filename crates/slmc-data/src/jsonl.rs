@@ -47,6 +47,8 @@ impl JsonLines {
             self.line += 1;
             let bad = |message| DataError::Line { path: self.path.clone(), line: self.line, message };
             if n > MAX_LINE_BYTES {
+                // What follows is the middle of a line: nothing after it can be numbered.
+                self.done = true;
                 return Err(bad(format!("is longer than {MAX_LINE_BYTES} bytes")));
             }
             if bytes.iter().all(u8::is_ascii_whitespace) {
@@ -67,7 +69,8 @@ impl Iterator for JsonLines {
             return None;
         }
         let next = self.next_line().transpose()?;
-        self.done = next.is_err();
+        // A line that says nothing leaves those after it as they are: all bad lines can be told at once.
+        self.done |= matches!(next, Err(DataError::Read { .. }));
         Some(next.map(|content| (self.line, content)))
     }
 }
@@ -198,14 +201,17 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_line_is_named_and_ends_the_file() {
+    fn a_bad_line_is_named_and_those_after_it_are_read() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("d.jsonl");
-        std::fs::write(&path, "{\"text\": \"a\"}\n\n{oops\n{\"text\": \"b\"}\n").unwrap();
+        std::fs::write(&path, "{\"text\": \"a\"}\n\n{oops\n{\"text\": \"b\"}\n{}\n").unwrap();
         let mut lines = JsonLines::open(&path).unwrap();
         assert_eq!(lines.next().unwrap().unwrap(), (1, Content::Text("a".into())));
         let error = lines.next().unwrap().unwrap_err().to_string();
         assert!(error.contains("d.jsonl:3: is not JSON"), "{error}");
+        assert_eq!(lines.next().unwrap().unwrap(), (4, Content::Text("b".into())));
+        let error = lines.next().unwrap().unwrap_err().to_string();
+        assert!(error.contains("d.jsonl:5: has none of the fields"), "{error}");
         assert!(lines.next().is_none());
     }
 }

@@ -78,6 +78,25 @@ impl PackedTokens {
         Self { tokens, scored: None, n_documents: 1, n_bytes: 0 }
     }
 
+    /// A stream of which some tokens are learnt from.
+    pub(crate) fn from_scored(tokens: Vec<TokenId>, scored: Vec<bool>) -> Self {
+        Self { tokens, scored: Some(scored), n_documents: 1, n_bytes: 0 }
+    }
+
+    /// Puts in the only document: it needs no separator.
+    ///
+    /// # Errors
+    /// When it cannot be written out or tokenized.
+    pub(crate) fn push_alone(
+        &mut self,
+        document: &Document,
+        tokenizer: &Tokenizer,
+        template: Option<&ChatTemplate>,
+    ) -> Result<(), PackError> {
+        self.n_documents = 0;
+        self.push(document, tokenizer, template)
+    }
+
     /// Puts one more document at the end.
     ///
     /// # Errors

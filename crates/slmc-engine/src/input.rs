@@ -1,6 +1,9 @@
 //! What projections are given, held as each of them multiplies it best.
 
-use slmc_kernels::packed::{Activations, PackedMatrix, Precision};
+use slmc_kernels::{
+    Team,
+    packed::{Activations, PackedMatrix, Precision},
+};
 
 /// Rows of activations: as int8 for matrices of levels, as f32 for matrices of floats, both where both take them.
 #[derive(Debug)]
@@ -25,10 +28,27 @@ impl Input {
     }
 
     /// Takes rows in, in the place of those before.
-    pub fn set(&mut self, rows: &[f32]) {
-        for held in [&mut self.int8, &mut self.float].into_iter().flatten() {
-            held.set(rows);
-        }
+    pub fn set(&mut self, rows: &[f32], team: &Team) {
+        self.each(|held| held.set_with(rows, team));
+    }
+
+    /// Takes in what RMSNorm makes of rows.
+    pub fn set_rms_norm(&mut self, rows: &[f32], gain: &[f32], eps: f32, team: &Team) {
+        self.each(|held| held.set_rms_norm(rows, gain, eps, team));
+    }
+
+    /// Takes in `silu(gate) · up` of rows, of which `gate_up` gives both.
+    pub fn set_swiglu<'a>(
+        &mut self,
+        n_rows: usize,
+        gate_up: &(dyn Fn(usize) -> [&'a [f32]; 2] + Sync),
+        team: &Team,
+    ) {
+        self.each(|held| held.set_swiglu(n_rows, gate_up, team));
+    }
+
+    fn each(&mut self, take_in: impl FnMut(&mut Activations)) {
+        [&mut self.int8, &mut self.float].into_iter().flatten().for_each(take_in);
     }
 
     /// What a matrix is multiplied with.

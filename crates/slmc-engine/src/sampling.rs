@@ -89,6 +89,12 @@ impl Sampler {
     /// What may follow `context`, by the logits after it.
     pub fn distribution(&mut self, logits: &[f32], context: &[TokenId]) -> Distribution {
         let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
+        if temperature == 0.0 && self.sampling.repeat_penalty == 1.0 {
+            // The first of the largest, as below, without a copy of the vocabulary.
+            let mut choices = Vec::new();
+            choices.extend(likeliest(logits).map(|token| (token, 1.0)));
+            return Distribution { choices };
+        }
         self.penalized(logits, context);
         let candidates = &mut self.candidates;
         let order = |a: &(TokenId, f64), b: &(TokenId, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
@@ -188,6 +194,17 @@ impl Sampler {
     }
 }
 
+/// The first of the largest logits in the order of all numbers (NaN above infinity); nothing of none.
+fn likeliest(logits: &[f32]) -> Option<TokenId> {
+    // A key whose order is that of `total_cmp`: looking for the largest vectorizes.
+    let key = |x: f32| {
+        let bits = x.to_bits().cast_signed();
+        bits ^ ((bits >> 31).cast_unsigned() >> 1).cast_signed()
+    };
+    let largest = logits.iter().fold(i32::MIN, |most, &x| most.max(key(x)));
+    logits.iter().position(|&x| key(x) == largest).map(|at| at as TokenId)
+}
+
 impl Distribution {
     /// How likely a token is.
     pub fn probability(&self, token: TokenId) -> f64 {
@@ -230,6 +247,24 @@ mod tests {
         // top-p counts what top-k left: 4/7 of two tokens is enough for 0.5.
         check(Sampling { top_k: 2, top_p: 0.5, ..PLAIN }, &p, &[(1, 1.0)]);
         check(Sampling { top_k: 1, ..PLAIN }, &[0.25; 4], &[(0, 1.0)]);
+    }
+
+    #[test]
+    fn the_likeliest_is_the_first_of_the_largest() {
+        for (logits, expected) in [
+            (&[][..], None),
+            (&[-2.0], Some(0)),
+            (&[-2.0, -1.0, -1.0, -3.0], Some(1)),
+            (&[-0.0, 0.0, 0.0], Some(1)),
+            (&[f32::NEG_INFINITY, -1e30], Some(1)),
+            (&[1.0, 7.5, f32::INFINITY, 7.5], Some(2)),
+        ] {
+            assert_eq!(likeliest(logits), expected, "{logits:?}");
+            let choices = Sampler::new(Sampling::GREEDY).unwrap().distribution(logits, &[]).choices;
+            // The way of all other settings: a penalty that no token gets.
+            let other = Sampling { repeat_penalty: 2.0, ..Sampling::GREEDY };
+            assert_eq!(Sampler::new(other).unwrap().distribution(logits, &[]).choices, choices);
+        }
     }
 
     #[test]

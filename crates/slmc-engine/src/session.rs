@@ -14,9 +14,7 @@ const LOGIT_ROWS: usize = 32;
 
 /// Tokens and their keys and values. Once a step of one token has run, further ones allocate nothing.
 ///
-/// The same bits come out whatever the number of threads. Whether tokens come one at a time or in a batch, the
-/// logits are the same to rounding: attention's sums are in the same order up to eight tokens at once, in another
-/// one above.
+/// The same bits come out whatever the number of threads, and whether tokens come one at a time or in a batch.
 #[derive(Debug)]
 pub struct Session<'e> {
     engine: &'e Engine,

@@ -20,6 +20,20 @@ pub(crate) fn for_chunks<T: Send>(
     team.run(chunks.len(), &|i| task(i, &mut lock(&chunks[i])));
 }
 
+/// Calls `task(i, part)` with each part; on the calling thread alone when `team` is `None`, and then without allocating.
+pub(crate) fn for_each_part<T: Send>(
+    team: Option<&Team>,
+    parts: impl Iterator<Item = T>,
+    task: &(dyn Fn(usize, &mut T) + Sync),
+) {
+    let Some(team) = team else {
+        parts.enumerate().for_each(|(i, mut part)| task(i, &mut part));
+        return;
+    };
+    let parts: Vec<Mutex<T>> = parts.map(Mutex::new).collect();
+    team.run(parts.len(), &|i| task(i, &mut lock(&parts[i])));
+}
+
 /// The lock; what a thread that panicked left is overwritten by whoever comes next.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -1,20 +1,19 @@
 //! One pass through the decoder: what a batch of tokens does to the cache and the buffers.
 
 use slmc_ir::TokenId;
-use slmc_kernels::{Team, packed::product};
+use slmc_kernels::{Team, add, norm_rows, packed::product, rotate_heads};
 
 use crate::{
     Engine, EngineError,
     attention::{Attention, FEW_ROWS},
-    cache::{Element, Layer, Layers},
+    cache::{Element, HeadSize, Layer, Layers},
     input::Input,
-    loops,
-    share::{for_chunks, sized},
+    share::{for_chunks, for_each_part, sized},
     weights::{Block, Stacked},
 };
 
-/// Rows of a buffer that one task of an element-wise loop handles.
-const ROWS: usize = 16;
+/// Numbers that one task of adding handles.
+const CHUNK: usize = 1 << 13;
 
 /// A cache, and the buffers of whoever fills it.
 #[derive(Debug)]
@@ -28,11 +27,9 @@ struct Buffers {
     attention: Attention,
     /// The residual stream, `[n_rows, d_model]`.
     x: Vec<f32>,
-    /// What a norm makes of it.
-    normed: Vec<f32>,
     /// Results of stacked projections, matrix after matrix.
     stacked: Vec<f32>,
-    /// Attention's mix, and the MLP's product: what the projections back to the stream are given.
+    /// Attention's mix: what the projection back to the stream is given.
     mix: Vec<f32>,
     /// What is added to the stream.
     step: Vec<f32>,
@@ -58,7 +55,6 @@ impl State {
         let buffers = Buffers {
             attention: Attention::new(spec, n_sequences, capacity, options.n_threads),
             x: Vec::new(),
-            normed: Vec::new(),
             stacked: Vec::new(),
             mix: Vec::new(),
             step: Vec::new(),
@@ -70,8 +66,9 @@ impl State {
             ffn_in: Input::new(options.precision, of_ffn),
             logits: Vec::new(),
         };
-        let n = n_sequences * spec.n_kv_heads * capacity * spec.d_head;
-        Self { layers: Layers::new(options.kv, spec.n_layers, n), buffers }
+        let size = HeadSize::new(spec.d_head, capacity);
+        let n_heads = n_sequences * spec.n_kv_heads;
+        Self { layers: Layers::new(options.kv, spec.n_layers, n_heads, size), buffers }
     }
 
     /// Tokens that fit, in a sequence.
@@ -101,12 +98,8 @@ impl State {
     pub fn logits(&mut self, engine: &Engine, row: usize, n: usize) -> &[f32] {
         let (spec, b) = (engine.spec(), &mut self.buffers);
         let d = spec.d_model;
-        let normed = sized(&mut b.normed, n * d);
         let stream = &b.x[row * d..(row + n) * d];
-        for (normed, x) in normed.chunks_exact_mut(d).zip(stream.chunks_exact(d)) {
-            loops::rms_norm(x, &engine.weights().final_norm, spec.norm_eps, normed);
-        }
-        b.stream_in.set(normed);
+        b.stream_in.set_rms_norm(stream, &engine.weights().final_norm, spec.norm_eps, engine.team());
         let logits = sized(&mut b.logits, n * spec.vocab_size);
         let head = engine.weights().head();
         product(head, b.stream_in.of(head), logits, engine.team());
@@ -189,36 +182,23 @@ impl Buffers {
             Places::From(first) => self.attention.run(layer, first, mix, rows.engine.team()),
             Places::Apart(positions) => self.attention.run_apart(layer, positions, mix, rows.engine.team()),
         }
-        self.mix_in.set(mix);
+        self.mix_in.set(mix, rows.engine.team());
         add_projection(&block.attn_output, &self.mix_in, &mut self.step, &mut self.x, rows);
     }
 
     fn feed_forward(&mut self, rows: Rows<'_>, block: &Block) {
-        let d_ff = rows.engine.spec().d_ff;
         self.norm(rows, &block.ffn_norm);
         project(&block.gate_up, &self.stream_in, &mut self.stacked, rows);
         let (stacked, n) = (&self.stacked, rows.n);
-        let hidden = sized(&mut self.mix, n * d_ff);
-        for_chunks(rows.team(), hidden, ROWS * d_ff, &|task, hidden| {
-            for (row, hidden) in (task * ROWS..).zip(hidden.chunks_exact_mut(d_ff)) {
-                let (gate, up) = (block.gate_up.range(0, row, n), block.gate_up.range(1, row, n));
-                loops::swiglu(&stacked[gate], &stacked[up], hidden);
-            }
-        });
-        self.ffn_in.set(hidden);
+        let gate_up = |row: usize| [0, 1].map(|which| &stacked[block.gate_up.range(which, row, n)]);
+        self.ffn_in.set_swiglu(n, &gate_up, rows.engine.team());
         add_projection(&block.down, &self.ffn_in, &mut self.step, &mut self.x, rows);
     }
 
     /// The stream, normed, as the next projections take it.
     fn norm(&mut self, rows: Rows<'_>, gain: &[f32]) {
         let (d, eps) = (rows.engine.spec().d_model, rows.engine.spec().norm_eps);
-        let normed = sized(&mut self.normed, rows.n * d);
-        let x = &self.x;
-        for_chunks(rows.team(), normed, ROWS * d, &|task, normed| {
-            let x = x[task * ROWS * d..].chunks_exact(d);
-            normed.chunks_exact_mut(d).zip(x).for_each(|(out, x)| loops::rms_norm(x, gain, eps, out));
-        });
-        self.stream_in.set(normed);
+        self.stream_in.set_rms_norm(&self.x[..rows.n * d], gain, eps, rows.engine.team());
     }
 
     /// Queries, normed, rotated and scaled, in attention's order.
@@ -233,14 +213,11 @@ impl Buffers {
             for (row, out) in queries.chunks_exact_mut(width).enumerate() {
                 let query = block.qkv.range(0, row, n);
                 out.copy_from_slice(&stacked[query][kv * width..(kv + 1) * width]);
-                for head in out.chunks_exact_mut(d) {
-                    if let Some(gain) = &block.query_norm {
-                        loops::rms_norm_in_place(head, gain, spec.norm_eps);
-                    }
-                    let angles = row * half..(row + 1) * half;
-                    loops::rotate(head, &cos[angles.clone()], &sin[angles]);
-                    loops::scale(head, to_scale);
+                if let Some(gain) = &block.query_norm {
+                    norm_rows(out, gain, spec.norm_eps);
                 }
+                let angles = row * half..(row + 1) * half;
+                rotate_heads(out, &cos[angles.clone()], &sin[angles], to_scale);
             }
         });
     }
@@ -251,33 +228,26 @@ impl Buffers {
         let (heads, n, half) = (self.attention.heads(), rows.n, spec.d_head / 2);
         let d = heads.d;
         for row in 0..n {
-            for key in self.stacked[block.qkv.range(1, row, n)].chunks_exact_mut(d) {
-                if let Some(gain) = &block.key_norm {
-                    loops::rms_norm_in_place(key, gain, spec.norm_eps);
-                }
-                let angles = row * half..(row + 1) * half;
-                loops::rotate(key, &self.cos[angles.clone()], &self.sin[angles]);
+            let keys = &mut self.stacked[block.qkv.range(1, row, n)];
+            if let Some(gain) = &block.key_norm {
+                norm_rows(keys, gain, spec.norm_eps);
             }
+            let angles = row * half..(row + 1) * half;
+            rotate_heads(keys, &self.cos[angles.clone()], &self.sin[angles], 1.0);
         }
         let stacked = &self.stacked;
-        for (which, cache) in [(1, &mut layer.keys), (2, &mut layer.values)] {
-            let keep = |row: usize, kv: usize, kept: &mut [T]| {
-                let head = &stacked[block.qkv.range(which, row, n)][kv * d..(kv + 1) * d];
-                kept.iter_mut().zip(head).for_each(|(kept, &x)| *kept = T::narrow(x));
-            };
-            match rows.places {
-                Places::From(first) => for_chunks(rows.team(), cache, heads.capacity * d, &|kv, cache| {
-                    let cache = cache[first * d..(first + n) * d].chunks_exact_mut(d);
-                    cache.enumerate().for_each(|(row, kept)| keep(row, kv, kept));
-                }),
-                Places::Apart(positions) => {
-                    // The heads of a sequence after those of the one before.
-                    for (head, cache) in
-                        cache.chunks_exact_mut(heads.capacity * d).enumerate().take(n * heads.n_kv)
-                    {
-                        let (row, kv) = (head / heads.n_kv, head % heads.n_kv);
-                        keep(row, kv, &mut cache[positions[row] * d..(positions[row] + 1) * d]);
-                    }
+        let of = |which: usize, row: usize, kv: usize| {
+            &stacked[block.qkv.range(which, row, n)][kv * d..(kv + 1) * d]
+        };
+        match rows.places {
+            Places::From(first) => for_each_part(rows.team(), layer.heads_mut(), &|kv, cache| {
+                (0..n).for_each(|row| cache.keep(first + row, of(1, row, kv), of(2, row, kv)));
+            }),
+            Places::Apart(positions) => {
+                // The heads of a sequence after those of the one before.
+                for (head, mut cache) in layer.heads_mut().enumerate().take(n * heads.n_kv) {
+                    let (row, kv) = (head / heads.n_kv, head % heads.n_kv);
+                    cache.keep(positions[row], of(1, row, kv), of(2, row, kv));
                 }
             }
         }
@@ -295,7 +265,7 @@ fn project<const N: usize>(stack: &Stacked<N>, input: &Input, out: &mut Vec<f32>
     }
     for which in 0..N {
         if let Some(bias) = stack.bias(which) {
-            (0..rows.n).for_each(|row| loops::add(&mut out[stack.range(which, row, rows.n)], bias));
+            (0..rows.n).for_each(|row| add(&mut out[stack.range(which, row, rows.n)], bias));
         }
     }
 }
@@ -304,5 +274,5 @@ fn project<const N: usize>(stack: &Stacked<N>, input: &Input, out: &mut Vec<f32>
 fn add_projection(stack: &Stacked<1>, input: &Input, step: &mut Vec<f32>, x: &mut [f32], rows: Rows<'_>) {
     project(stack, input, step, rows);
     let n = stack.n_rows * rows.n;
-    loops::add(&mut x[..n], &step[..n]);
+    for_chunks(rows.team(), &mut x[..n], CHUNK, &|i, x| add(x, &step[i * CHUNK..][..x.len()]));
 }

@@ -19,9 +19,9 @@ mod shown;
 pub use atomic::{AtomicDir, AtomicFile, Existing};
 pub use file_error::FileError;
 pub use gguf::{GgufError, GgufHeader, GgufWriter, PlannedTensor, TensorInfo};
-pub use map::map_file;
+pub use map::{map_file, release};
 pub use onnx::{ElementType, OnnxError, OnnxFile, OnnxWriter};
 pub use safetensors::{
-    PlannedSafeTensor, SafeTensorInfo, SafetensorsError, SafetensorsHeader, SafetensorsWriter, ShardIndex,
-    ShardIndexError,
+    Dtype, FloatType, PlannedSafeTensor, PlannedTypedTensor, SafeTensorInfo, SafetensorsError,
+    SafetensorsHeader, SafetensorsWriter, ShardIndex, ShardIndexError, TypedHeader, TypedTensorInfo,
 };

@@ -5,6 +5,7 @@ use std::{
     fs::{self, File},
     io,
     path::Path,
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use bytes::Bytes;
@@ -35,7 +36,46 @@ pub fn map_file(path: &Path) -> Result<Bytes, FileError> {
     // `Bytes`, which keeps it alive for every slice. That the file's content does not change underneath
     // is the contract of model files: slmc replaces them by rename, never in place.
     let map = unsafe { Mmap::map(&file) }.map_err(FileError::when("map", path))?;
-    Ok(Bytes::from_owner(map))
+    let map = Arc::new(map);
+    let mut maps = MAPS.lock().unwrap_or_else(PoisonError::into_inner);
+    maps.retain(|map| map.strong_count() > 0);
+    maps.push(Arc::downgrade(&map));
+    Ok(Bytes::from_owner(Owner(map)))
+}
+
+/// The files that are mapped: what [`release`] may touch.
+static MAPS: Mutex<Vec<Weak<Mmap>>> = Mutex::new(Vec::new());
+
+/// What keeps a map alive for the bytes that lie in it.
+struct Owner(Arc<Mmap>);
+
+impl AsRef<[u8]> for Owner {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// Says that these bytes are not needed for a while. Where they lie in a mapped file the system takes their pages back;
+/// they are read from the file again when they are touched. Bytes elsewhere in memory stay as they are.
+pub fn release(bytes: &[u8]) {
+    #[cfg(unix)]
+    {
+        let start = bytes.as_ptr() as usize;
+        let maps = MAPS.lock().unwrap_or_else(PoisonError::into_inner);
+        for map in maps.iter().filter_map(Weak::upgrade) {
+            let first = map.as_ptr() as usize;
+            if start < first || start + bytes.len() > first + map.len() {
+                continue;
+            }
+            // SAFETY: the range lies in a map of a file that nobody writes to (see `map_file`): its pages have no
+            // content but the file's, which comes back. Where the system refuses, nothing has happened.
+            let _ = unsafe {
+                map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start - first, bytes.len())
+            };
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = bytes;
 }
 
 #[cfg(test)]
@@ -53,6 +93,21 @@ mod tests {
         let slice = bytes.slice(2..4);
         drop(bytes);
         assert_eq!(&slice[..], b"ig");
+    }
+
+    #[test]
+    fn what_is_released_is_there_again() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let content: Vec<u8> = (0..40_000_u32).map(|i| (i % 251) as u8).collect();
+        file.write_all(&content).unwrap();
+        let bytes = map_file(file.path()).unwrap();
+        assert_eq!(bytes[..], content[..]);
+        release(&bytes.slice(5..30_000));
+        assert_eq!(bytes[..], content[..]);
+        // Memory of one's own is left alone.
+        let own = vec![7_u8; 40_000];
+        release(&own);
+        assert!(own.iter().all(|&x| x == 7));
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use slmc_blocks::can_encode;
 use slmc_ir::{Format, ModelSpec, SourceError, TensorKey, Weight, WeightSource};
 
 use crate::finite::convert;
@@ -19,7 +18,7 @@ impl Encoded {
     ///
     /// # Errors
     /// [`SourceError::Missing`] when the plan names a tensor that is not there, [`SourceError::Weight`] when its
-    /// rows are not whole blocks of the format, [`SourceError::Other`] when the format cannot be encoded.
+    /// rows are not whole blocks of the format.
     pub fn new(inner: Arc<dyn WeightSource>, plan: BTreeMap<TensorKey, Format>) -> Result<Self, SourceError> {
         for (&key, &format) in &plan {
             if inner.format(key)? == format {
@@ -27,11 +26,6 @@ impl Encoded {
             }
             let shape = key.shape(inner.spec());
             Weight::bytes_for(&shape, format).map_err(|source| SourceError::Weight { key, source })?;
-            if !can_encode(format) {
-                let message =
-                    format!("{format} can be read but not encoded by rounding alone; choose another");
-                return Err(SourceError::Other { key, message });
-            }
         }
         Ok(Self { inner, plan })
     }

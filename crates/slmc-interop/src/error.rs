@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use slmc_formats::{FileError, GgufError, OnnxError, SafetensorsError, safetensors::ShardIndexError};
-use slmc_ir::{Format, SourceError, SpecError, WeightError};
+use slmc_ir::{Format, SourceError, SpecError, TensorKey, WeightError};
+
+use crate::packed::PackError;
 
 /// A model that could not be opened: where, and what is wrong with it.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +26,12 @@ pub enum OpenFault {
          or a GGUF file"
     )]
     NotAModel,
+    #[error(
+        "there is no adapter here: an adapter is a folder with `adapter_config.json` and `adapter_model.safetensors`"
+    )]
+    NoAdapter,
+    #[error("{0}")]
+    Adapter(#[from] slmc_ir::AdapterError),
     #[error("the file is no GGUF; to open a Hugging Face model, name its folder")]
     NotGguf,
     #[error("the folder holds {0} GGUF files and no `config.json`; name the one that you mean")]
@@ -103,7 +111,7 @@ pub enum FieldError {
 }
 
 /// A tensor that does not belong to the model that the configuration describes.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[allow(missing_docs)] // the fields are what the message says
 pub enum TensorError {
     #[error("tensor `{0}` is missing; fetch the weights again, or correct the configuration")]
@@ -118,6 +126,12 @@ pub enum TensorError {
     NotInShard { name: String, shard: String },
     #[error("tensor `{name}`: {source}")]
     Weight { name: String, source: WeightError },
+    #[error("tensor `{name}` holds {found}; it must hold {expected}")]
+    Type { name: String, found: &'static str, expected: &'static str },
+    #[error("packed matrix `{name}`: {source}")]
+    Packed { name: String, source: PackError },
+    #[error("packed matrix `{0}`: its `weight_shape` is not the configuration's")]
+    PackedShape(String),
     #[error("`rope_freqs.weight` {0}")]
     RopeFreqs(&'static str),
 }
@@ -186,6 +200,8 @@ pub enum WriteError {
     Safetensors(#[from] SafetensorsError),
     #[error("{0}")]
     File(#[from] FileError),
+    #[error("{0}")]
+    Adapter(#[from] slmc_ir::AdapterError),
     #[error("cannot write `{path}`: {source}", path = path.display())]
     Io { path: PathBuf, source: std::io::Error },
     #[error("cannot write JSON: {0}")]
@@ -210,6 +226,21 @@ pub enum WriteError {
     OnnxFile(#[from] OnnxError),
     #[error("ONNX: {0}")]
     Onnx(String),
+    #[error("packed matrix {key}: {source}")]
+    Packed { key: TensorKey, source: PackError },
+    #[error("{key} is packed with {found}, others with {expected}: one scheme must hold for the whole file")]
+    MixedSchemes { key: TensorKey, found: String, expected: String },
+    #[error("{key} cannot be packed: only the projections inside blocks can, embedding and head stay floats")]
+    NotPackable { key: TensorKey },
+    #[error("{key} has {found:?} rows and columns packed where the model has {expected:?}")]
+    PackedShape { key: TensorKey, found: [usize; 2], expected: Vec<usize> },
+    #[error(
+        "block {block}: {roles} are computed as one by runtimes, so all of them are packed, with the same column \
+         order, or none"
+    )]
+    Fused { block: usize, roles: String },
+    #[error("the floats of a packed file are f16 or f32, as its scales are exact in f16 only; not {0}")]
+    PackedFloat(Format),
     #[error("stopped on request; nothing was written")]
     Stopped,
 }

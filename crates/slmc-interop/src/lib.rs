@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod adapter;
 mod encoded;
 mod error;
 mod family;
@@ -16,21 +17,26 @@ mod finite;
 mod gguf;
 mod hex;
 mod hf;
+mod merged;
 mod names;
 mod numbers;
 mod onnx;
 mod open;
+mod packed;
 mod rotary;
 mod source;
 mod tokenizer;
 mod write;
 
+pub use adapter::{AdapterAbout, open_adapter, roles_of_targets, write_adapter_folder, write_adapter_gguf};
 pub use encoded::Encoded;
 pub use error::{FieldError, OpenError, OpenFault, TensorError, TokenizerError, WriteError};
 pub use fingerprint::{FileSummary, fingerprint, summarize};
 pub use finite::check_finite;
 pub use gguf::write_gguf;
-pub use hf::{open_config, write_hf_folder};
+pub use hf::{PackedMatrices, open_config, write_hf_folder, write_packed_folder};
+pub use merged::Merged;
 pub use onnx::{CheckModel, OnnxOptions, OnnxPlan, OnnxPrecision, write_onnx_file, write_onnx_folder};
 pub use open::open;
+pub use packed::{PackError, PackedLayout, PackedScheme, Runtime, runtime_limits};
 pub use write::{WriteOptions, Written};

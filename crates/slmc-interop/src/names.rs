@@ -75,6 +75,21 @@ pub(crate) fn gguf_key(name: &str) -> Option<TensorKey> {
     (gguf_name(key) == name).then_some(key)
 }
 
+/// The last part of a projection's name in a Hugging Face folder, as PEFT's targets name it.
+pub(crate) fn hf_module(role: Role) -> &'static str {
+    let (_, name, _) = row(role);
+    name.rsplit_once('.').map_or(name, |(_, last)| last)
+}
+
+/// The projection of such a name; `q` for what ends in `_proj`.
+pub(crate) fn module_role(name: &str) -> Option<Role> {
+    let is_named = |role: &Role| {
+        let module = hf_module(*role);
+        module == name || module.strip_suffix("_proj") == Some(name)
+    };
+    slmc_ir::Adapter::ROLES.into_iter().find(is_named)
+}
+
 /// Whether the tensor is a buffer without information of its own.
 pub(crate) fn is_hf_buffer(name: &str) -> bool {
     HF_BUFFERS.iter().any(|buffer| name.ends_with(buffer))

@@ -89,7 +89,12 @@ fn config_fields_that_change_what_is_computed() {
     );
     check_config(llama, "partial_rotary_factor", json!(0.5), &["partial_rotary_factor"]);
     check_config(llama, "attn_logit_softcapping", json!(50.0), &["attn_logit_softcapping", "not known"]);
-    check_config(llama, "quantization_config", json!({ "bits": 4 }), &["quantization_config", "float model"]);
+    check_config(
+        llama,
+        "quantization_config",
+        json!({ "quant_method": "exl2", "bits": 4 }),
+        &["quantization_config", "float model"],
+    );
     check_config(Family::Mistral, "sliding_window", json!(64), &["sliding_window", "64"]);
     check_config(Family::Qwen3, "layer_types", json!(["sliding_attention"]), &["layer_types"]);
 }

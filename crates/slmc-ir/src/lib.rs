@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod adapter;
 mod checkpoint;
 mod format;
 mod host;
@@ -18,6 +19,7 @@ mod spec;
 mod tokenizer;
 mod weight;
 
+pub use adapter::{Adapter, AdapterError, Factors};
 pub use checkpoint::{Checkpoint, Extras};
 pub use format::{Format, UnknownFormat};
 pub use host::{Host, SilentHost};

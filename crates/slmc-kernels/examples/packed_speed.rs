@@ -11,7 +11,7 @@ use std::{hint::black_box, time::Instant};
 use slmc_ir::{Format, Weight};
 use slmc_kernels::{
     Team,
-    packed::{Activations, PackedMatrix, Store, byte_products, product, products},
+    packed::{Activations, PackedMatrix, Store, Sweep, byte_products, product, products},
 };
 
 /// Rows and columns of a layer of SmolLM2-135M: queries, keys, values, output, gate, up, down.
@@ -75,24 +75,8 @@ fn best(n: usize, mut run: impl FnMut()) -> f64 {
 
 /// Bytes a second of reading memory, once over.
 fn bandwidth(team: &Team) -> f64 {
-    let mut memory = memmap2::MmapMut::map_anon(MEMORY).expect("memory");
-    #[cfg(target_os = "linux")]
-    let _ = memory.advise(memmap2::Advice::HugePage);
-    memory.fill(1);
-    let words = memory.as_chunks::<8>().0;
-    let piece = 1 << 15;
-    let seconds = best(8, || {
-        team.run(words.len() / piece, &|task| {
-            let words = &words[task * piece..(task + 1) * piece];
-            let mut sums = [0_u64; 32];
-            for words in words.as_chunks::<32>().0 {
-                for (sum, word) in sums.iter_mut().zip(words) {
-                    *sum ^= u64::from_le_bytes(*word);
-                }
-            }
-            black_box(sums);
-        });
-    });
+    let sweep = Sweep::new(MEMORY).expect("memory");
+    let seconds = best(8, || sweep.read(team));
     MEMORY as f64 / seconds
 }
 
@@ -146,7 +130,7 @@ fn speed(format: Format, team: &Team) -> (f64, f64, String) {
 
     let (x, hidden) = (held(narrow, TOKENS), held(wide, TOKENS));
     let layer = &layers[0];
-    let seconds = best(3, || {
+    let seconds = best(10, || {
         for _ in 0..2 {
             for (i, (matrix, out)) in layer.iter().zip(&mut outs).enumerate() {
                 product(matrix, if i == 6 { &hidden } else { &x }, out, team);

@@ -39,6 +39,22 @@ impl AttentionShape {
         assert_eq!(log_sums, self.batch * self.n_heads * self.seq, "one log-sum a query");
     }
 
+    /// Proves that each position's document begins at the position or before it.
+    fn check_starts(&self, starts: Option<&[u32]>) {
+        let Some(starts) = starts else { return };
+        assert_eq!(starts.len(), self.batch * self.seq, "one start a position");
+        let is_before = |row: &[u32]| row.iter().enumerate().all(|(i, &start)| start as usize <= i);
+        assert!(
+            starts.chunks(self.seq.max(1)).all(is_before),
+            "a document begins where its tokens are, or before"
+        );
+    }
+
+    /// The starts of some queries of a sequence; none where sequences are one document.
+    fn starts_of<'a>(&self, starts: Option<&'a [u32]>, sequence: usize, first: usize, n: usize) -> &'a [u32] {
+        starts.map_or(&[], |starts| &starts[sequence * self.seq + first..][..n])
+    }
+
     fn scale(&self) -> f32 {
         1.0 / (self.d_head as f32).sqrt()
     }
@@ -50,11 +66,20 @@ impl AttentionShape {
     }
 }
 
+/// Where the document of row `i` begins.
+#[inline(always)]
+fn start_of(starts: &[u32], i: usize) -> usize {
+    starts.get(i).map_or(0, |&start| start as usize)
+}
+
 dispatched! {
-    /// Scores to probabilities: row `i` sees keys `0..=first + i`. Gives each row's log-sum-exp.
-    fn softmax_rows(scores: &mut [f32], n_keys: usize, first: usize, scale: f32, log_sums: &mut [f32]) {
+    /// Scores to probabilities: row `i` sees keys `starts[i]..=first + i` (from 0 where there are no starts). Gives each
+    /// row's log-sum-exp.
+    fn softmax_rows(scores: &mut [f32], n_keys: usize, first: usize, scale: f32, starts: &[u32], log_sums: &mut [f32]) {
         for (i, (row, log_sum)) in scores.chunks_exact_mut(n_keys).zip(log_sums).enumerate() {
             let (seen, hidden) = row.split_at_mut(first + i + 1);
+            let (earlier, seen) = seen.split_at_mut(start_of(starts, i));
+            earlier.fill(0.0);
             let top = maximum(seen);
             let mut lanes = [0.0_f32; LANES];
             let (whole, rest) = seen.as_chunks_mut::<LANES>();
@@ -79,9 +104,11 @@ dispatched! {
 
 dispatched! {
     /// Scores to probabilities again, from the log-sums kept.
-    fn probabilities(scores: &mut [f32], n_keys: usize, first: usize, scale: f32, log_sums: &[f32]) {
+    fn probabilities(scores: &mut [f32], n_keys: usize, first: usize, scale: f32, starts: &[u32], log_sums: &[f32]) {
         for (i, (row, &log_sum)) in scores.chunks_exact_mut(n_keys).zip(log_sums).enumerate() {
             let (seen, hidden) = row.split_at_mut(first + i + 1);
+            let (earlier, seen) = seen.split_at_mut(start_of(starts, i));
+            earlier.fill(0.0);
             seen.iter_mut().for_each(|x| *x = exp(*x * scale - log_sum));
             hidden.fill(0.0);
         }
@@ -105,10 +132,14 @@ dispatched! {
 /// `softmax(q kᵀ / sqrt(d_head)) v` under the causal mask. Everything is in head order, `[batch, heads, seq,
 /// d_head]`; `log_sums` is `[batch, n_heads, seq]` and kept for the way back.
 ///
+/// `starts`, `[batch, seq]`, says for each position where in its sequence its document begins: no query looks at keys
+/// before that. Without it each sequence is one document.
+///
 /// # Panics
 /// When the sizes do not fit.
 pub fn attention(
     shape: AttentionShape,
+    starts: Option<&[u32]>,
     query: &[f32],
     key: &[f32],
     value: &[f32],
@@ -116,6 +147,7 @@ pub fn attention(
     log_sums: &mut [f32],
 ) {
     shape.check(query.len(), key.len(), value.len(), log_sums.len());
+    shape.check_starts(starts);
     assert_eq!(mix.len(), query.len());
     let AttentionShape { seq, d_head, .. } = shape;
     let (head, group) = (seq * d_head, shape.n_heads / shape.n_kv_heads);
@@ -130,7 +162,8 @@ pub fn attention(
             let q = Matrix::new(&query[first * d_head..], n, d_head);
             let k = Matrix::new(key, n_keys, d_head);
             multiply_one_thread(q, k.transposed(), MatrixMut::new(scores, n, n_keys), Update::Set);
-            softmax_rows(scores, n_keys, first, shape.scale(), &mut log_sums[first..n_keys]);
+            let starts = shape.starts_of(starts, index / shape.n_heads, first, n);
+            softmax_rows(scores, n_keys, first, shape.scale(), starts, &mut log_sums[first..n_keys]);
             let v = Matrix::new(value, n_keys, d_head);
             let out = MatrixMut::new(&mut mix[first * d_head..], n, d_head);
             multiply_one_thread(Matrix::new(scores, n, n_keys), v, out, Update::Set);
@@ -146,6 +179,8 @@ struct Kept<'a> {
     value: &'a [f32],
     mix: &'a [f32],
     log_sums: &'a [f32],
+    /// Where each position's document begins; empty where the sequence is one.
+    starts: &'a [u32],
 }
 
 /// The gradients of [`attention`], which take the place of what `d_query`, `d_key`, `d_value` hold.
@@ -155,6 +190,7 @@ struct Kept<'a> {
 #[allow(clippy::too_many_arguments)] // five tensors in, four gradients
 pub fn attention_backward(
     shape: AttentionShape,
+    starts: Option<&[u32]>,
     query: &[f32],
     key: &[f32],
     value: &[f32],
@@ -166,6 +202,7 @@ pub fn attention_backward(
     d_value: &mut [f32],
 ) {
     shape.check(query.len(), key.len(), value.len(), log_sums.len());
+    shape.check_starts(starts);
     assert!([mix.len(), d_mix.len(), d_query.len()] == [query.len(); 3], "as many as queries");
     assert!([d_key.len(), d_value.len()] == [key.len(); 2], "as many as keys");
     let head = shape.seq * shape.d_head;
@@ -183,6 +220,7 @@ pub fn attention_backward(
                 value: &value[kv * head..(kv + 1) * head],
                 mix: &mix[h * head..(h + 1) * head],
                 log_sums: &log_sums[h * shape.seq..(h + 1) * shape.seq],
+                starts: shape.starts_of(starts, h / shape.n_heads, 0, shape.seq),
             };
             let d_mix = &d_mix[h * head..(h + 1) * head];
             head_backward(shape, kept, d_mix, d_query, d_key, d_value, &mut scratch);
@@ -211,7 +249,8 @@ fn head_backward(
         let v = Matrix::new(kept.value, n_keys, d);
         let d_out = Matrix::new(&d_mix[rows.clone()], n, d);
         multiply_one_thread(q, k.transposed(), MatrixMut::new(p, n, n_keys), Update::Set);
-        probabilities(p, n_keys, first, shape.scale(), &kept.log_sums[first..n_keys]);
+        let starts = kept.starts.get(first..n_keys).unwrap_or(&[]);
+        probabilities(p, n_keys, first, shape.scale(), starts, &kept.log_sums[first..n_keys]);
         multiply_one_thread(d_out, v.transposed(), MatrixMut::new(d_p, n, n_keys), Update::Set);
         score_gradients(d_p, p, n_keys, shape.scale(), &kept.mix[rows.clone()], &d_mix[rows.clone()], d);
         let (p, d_s) = (Matrix::new(p, n, n_keys), Matrix::new(d_p, n, n_keys));
@@ -226,7 +265,13 @@ mod tests {
     use super::*;
     use crate::testing::{numbers, same_on_any_threads, slope, wide, worst};
 
-    fn definition(shape: AttentionShape, query: &[f64], key: &[f64], value: &[f64]) -> Vec<f64> {
+    fn definition(
+        shape: AttentionShape,
+        starts: Option<&[u32]>,
+        query: &[f64],
+        key: &[f64],
+        value: &[f64],
+    ) -> Vec<f64> {
         let AttentionShape { seq, d_head, .. } = shape;
         let group = shape.n_heads / shape.n_kv_heads;
         let mut mix = vec![0.0; query.len()];
@@ -238,9 +283,10 @@ mod tests {
                     let dot: f64 = q.iter().zip(&key[row(j)..]).map(|(a, b)| a * b).sum();
                     (dot / (d_head as f64).sqrt()).exp()
                 };
-                let scores: Vec<f64> = (0..=i).map(score).collect();
+                let begin = starts.map_or(0, |s| s[h / shape.n_heads * seq + i] as usize);
+                let scores: Vec<f64> = (begin..=i).map(score).collect();
                 let sum: f64 = scores.iter().sum();
-                for (j, s) in scores.iter().enumerate() {
+                for (j, s) in (begin..).zip(&scores) {
                     for c in 0..d_head {
                         mix[(h * seq + i) * d_head + c] += s / sum * value[row(j) + c];
                     }
@@ -250,7 +296,7 @@ mod tests {
         mix
     }
 
-    fn check(shape: AttentionShape, with_slopes: bool) {
+    fn check(shape: AttentionShape, starts: Option<&[u32]>, with_slopes: bool) {
         let head = shape.seq * shape.d_head;
         let n = [shape.n_heads, shape.n_kv_heads, shape.n_kv_heads].map(|heads| shape.batch * heads * head);
         let query: Vec<f32> = numbers(n[0], 1).iter().map(|x| x * 3.0).collect();
@@ -258,10 +304,11 @@ mod tests {
         let (mix, d_query, d_key, d_value) = same_on_any_threads(|| {
             let mut mix = vec![0.0; n[0]];
             let mut log_sums = vec![0.0; shape.batch * shape.n_heads * shape.seq];
-            attention(shape, &query, &key, &value, &mut mix, &mut log_sums);
+            attention(shape, starts, &query, &key, &value, &mut mix, &mut log_sums);
             let (mut d_query, mut d_key, mut d_value) = (vec![9.0; n[0]], vec![9.0; n[1]], vec![9.0; n[2]]);
             attention_backward(
                 shape,
+                starts,
                 &query,
                 &key,
                 &value,
@@ -275,12 +322,12 @@ mod tests {
             (mix, d_query, d_key, d_value)
         });
         let (query, key, value, d_mix) = (wide(&query), wide(&key), wide(&value), wide(&d_mix));
-        assert!(worst(&mix, &definition(shape, &query, &key, &value)) < 2e-6);
+        assert!(worst(&mix, &definition(shape, starts, &query, &key, &value)) < 2e-6);
         if with_slopes {
             let weigh = |y: Vec<f64>| y.iter().zip(&d_mix).map(|(a, b)| a * b).sum::<f64>();
-            let by_query = slope(&query, |x| weigh(definition(shape, x, &key, &value)));
-            let by_key = slope(&key, |x| weigh(definition(shape, &query, x, &value)));
-            let by_value = slope(&value, |x| weigh(definition(shape, &query, &key, x)));
+            let by_query = slope(&query, |x| weigh(definition(shape, starts, x, &key, &value)));
+            let by_key = slope(&key, |x| weigh(definition(shape, starts, &query, x, &value)));
+            let by_value = slope(&value, |x| weigh(definition(shape, starts, &query, &key, x)));
             assert!(worst(&d_query, &by_query) < 5e-6, "{}", worst(&d_query, &by_query));
             assert!(worst(&d_key, &by_key) < 5e-6, "{}", worst(&d_key, &by_key));
             assert!(worst(&d_value, &by_value) < 5e-6, "{}", worst(&d_value, &by_value));
@@ -289,15 +336,35 @@ mod tests {
 
     #[test]
     fn follows_the_definition_and_its_slope() {
-        check(AttentionShape { batch: 2, n_heads: 4, n_kv_heads: 2, seq: 7, d_head: 4 }, true);
-        check(AttentionShape { batch: 1, n_heads: 1, n_kv_heads: 1, seq: 1, d_head: 2 }, true);
+        check(AttentionShape { batch: 2, n_heads: 4, n_kv_heads: 2, seq: 7, d_head: 4 }, None, true);
+        check(AttentionShape { batch: 1, n_heads: 1, n_kv_heads: 1, seq: 1, d_head: 2 }, None, true);
     }
 
     #[test]
     fn blocks_join_without_a_seam() {
         for seq in [63, 64, 65, 130] {
-            check(AttentionShape { batch: 1, n_heads: 2, n_kv_heads: 1, seq, d_head: 8 }, false);
+            check(AttentionShape { batch: 1, n_heads: 2, n_kv_heads: 1, seq, d_head: 8 }, None, false);
         }
-        check(AttentionShape { batch: 1, n_heads: 1, n_kv_heads: 1, seq: 67, d_head: 2 }, true);
+        check(AttentionShape { batch: 1, n_heads: 1, n_kv_heads: 1, seq: 67, d_head: 2 }, None, true);
+    }
+
+    #[test]
+    fn documents_of_a_row_do_not_see_each_other() {
+        let starts = [0, 0, 0, 3, 3, 5, 6, 0, 1, 1, 1, 1, 1, 1];
+        let shape = AttentionShape { batch: 2, n_heads: 4, n_kv_heads: 2, seq: 7, d_head: 4 };
+        check(shape, Some(&starts), true);
+        // A document that begins inside a block of queries, and one that begins in the block before.
+        let starts: Vec<u32> =
+            (0..130).map(|i| [0, 50, 100][usize::from(i >= 50) + usize::from(i >= 100)]).collect();
+        let shape = AttentionShape { batch: 1, n_heads: 1, n_kv_heads: 1, seq: 130, d_head: 2 };
+        check(shape, Some(&starts), true);
+    }
+
+    #[test]
+    #[should_panic(expected = "a document begins")]
+    fn a_document_from_the_future_is_refused() {
+        let shape = AttentionShape { batch: 1, n_heads: 1, n_kv_heads: 1, seq: 2, d_head: 2 };
+        let (x, mut mix, mut sums) = ([0.0; 4], [0.0; 4], [0.0; 2]);
+        attention(shape, Some(&[1, 1]), &x, &x, &x, &mut mix, &mut sums);
     }
 }

@@ -174,8 +174,8 @@ mod tests {
         let [mut mix, mut d_q] = [(); 2].map(|()| vec![0.0; 2 * n]);
         let [mut d_k, mut d_v] = [(); 2].map(|()| vec![0.0; n]);
         let mut log_sums = vec![0.0; 2 * shape.seq];
-        attention(shape, &q, &k, &v, &mut mix, &mut log_sums);
-        attention_backward(shape, &q, &k, &v, &mix, &log_sums, &d_mix, &mut d_q, &mut d_k, &mut d_v);
+        attention(shape, None, &q, &k, &v, &mut mix, &mut log_sums);
+        attention_backward(shape, None, &q, &k, &v, &mix, &log_sums, &d_mix, &mut d_q, &mut d_k, &mut d_v);
 
         let (targets, weights) = ([0, 36, 4, 9, 1], [0.25; 5]);
         let (mut student, teacher) = (numbers(rows * d, 9), numbers(rows * d, 10));

@@ -16,9 +16,11 @@ mod forward;
 mod fused;
 mod gradients;
 mod load;
+mod lora;
 mod loss;
 mod loss_composed;
 mod rope;
+mod slices;
 #[cfg(all(test, feature = "flex"))]
 mod test_support;
 
@@ -27,9 +29,9 @@ pub use decoder::{Block, Decoder, Parameter, ParameterMut, Projection};
 pub use device::{DeviceChoice, DeviceError};
 pub use evaluator::Evaluator;
 pub use forward::Captured;
-#[cfg(feature = "flex")]
-pub use fused::{BlockPass, HeadPass, HeadSeen, Seen};
 pub use gradients::{Grads, gradients};
 pub use load::LoadError;
+pub use lora::{AdapterAdamW, AdapterGrads, Frozen, RowLoss, Rows, fresh_adapter};
 pub use loss::{DistillationLoss, distillation_loss, next_token_loss};
+pub use slices::passes::{BlockPass, HeadPass, HeadSeen, Seen};
 pub use slmc_kernels::{Distillation, Products};

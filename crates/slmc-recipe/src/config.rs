@@ -15,6 +15,8 @@ pub enum StageConfig {
     Train(TrainConfig),
     /// Training on a teacher's soft targets.
     Distill(DistillConfig),
+    /// A low-rank adapter beside the frozen model.
+    Lora(LoraConfig),
     /// Fewer bits a weight.
     Quantize(QuantizeConfig),
     /// A file for a runtime.
@@ -23,7 +25,7 @@ pub enum StageConfig {
 
 impl StageConfig {
     /// The names that `use = "…"` may have.
-    pub const NAMES: [&'static str; 6] = ["fresh", "carve", "train", "distill", "quantize", "export"];
+    pub const NAMES: [&'static str; 7] = ["fresh", "carve", "train", "distill", "lora", "quantize", "export"];
 
     /// Name of the stage's kind.
     pub fn kind(&self) -> &'static str {
@@ -32,6 +34,7 @@ impl StageConfig {
             Self::Carve(_) => "carve",
             Self::Train(_) => "train",
             Self::Distill(_) => "distill",
+            Self::Lora(_) => "lora",
             Self::Quantize(_) => "quantize",
             Self::Export(_) => "export",
         }
@@ -48,7 +51,9 @@ impl StageConfig {
                 ]
             }
             Self::Carve(c) => vec![("calibration", Some(&mut c.calibration))],
-            Self::Train(c) => vec![("data", Some(&mut c.data)), ("eval_data", c.eval_data.as_mut())],
+            Self::Lora(LoraConfig { train: c, .. }) | Self::Train(c) => {
+                vec![("data", Some(&mut c.data)), ("eval_data", c.eval_data.as_mut())]
+            }
             Self::Distill(DistillConfig { train, teacher, .. }) => vec![
                 ("data", Some(&mut train.data)),
                 ("eval_data", train.eval_data.as_mut()),
@@ -220,6 +225,31 @@ impl DistillConfig {
     pub const ALPHA: f64 = 0.9;
     /// As much of the teacher's own text as of the data.
     pub const SAMPLED_SHARE: f64 = 0.5;
+}
+
+/// A low-rank adapter beside the frozen model (LoRA, arXiv:2106.09685).
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LoraConfig {
+    /// Rows of each factor `A`.
+    pub rank: usize,
+    /// The factors' product is multiplied by `alpha / rank`.
+    pub alpha: f64,
+    /// The projections that get factors: `all-linear`, or some of `q,k,v,o,gate,up,down`.
+    pub target: String,
+    /// Format that the frozen projections are rounded to in memory (QLoRA, arXiv:2305.14314); as stored when absent.
+    pub base_format: Option<String>,
+    /// The loop's settings.
+    #[serde(flatten)]
+    pub train: TrainConfig,
+}
+
+impl LoraConfig {
+    /// Enough for a model of 100 M parameters to learn a task.
+    pub const RANK: usize = 16;
+    /// Twice the rank, as is usual.
+    pub const ALPHA: f64 = 32.0;
+    /// Every projection of every block.
+    pub const TARGET: &str = "all-linear";
 }
 
 /// Fewer bits a weight. Exactly one of `format`, `target_bytes` and `target_bpw` says what to make.

@@ -15,8 +15,8 @@ mod stage;
 mod suggest;
 
 pub use config::{
-    Budget, CarveConfig, DistillConfig, EvalConfig, ExportConfig, FreshConfig, QuantizeConfig, StageConfig,
-    TrainConfig,
+    Budget, CarveConfig, DistillConfig, EvalConfig, ExportConfig, FreshConfig, LoraConfig, QuantizeConfig,
+    StageConfig, TrainConfig,
 };
 pub use folder::{FinishedStage, RunFolder};
 pub use plan::{Plan, PlanError, PlannedStage};

@@ -6,7 +6,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use toml::{Table, Value};
 
 use crate::{
-    DistillConfig, EvalConfig, StageConfig,
+    DistillConfig, EvalConfig, LoraConfig, StageConfig,
     suggest::{explain, nearest},
 };
 
@@ -187,6 +187,7 @@ fn stage_entry(index: usize, mut table: Table) -> Result<StageEntry, RecipeError
         "carve" => StageConfig::Carve(typed(table, &place)?),
         "train" => StageConfig::Train(typed(table, &place)?),
         "distill" => StageConfig::Distill(distill(table, &place)?),
+        "lora" => StageConfig::Lora(lora(table, &place)?),
         "quantize" => StageConfig::Quantize(typed(table, &place)?),
         "export" => StageConfig::Export(typed(table, &place)?),
         other => {
@@ -215,6 +216,15 @@ fn distill(mut table: Table, place: &str) -> Result<DistillConfig, RecipeError> 
     let sampled_share = take(&mut table, "sampled_share")?.unwrap_or(DistillConfig::SAMPLED_SHARE);
     let train = typed(table, place)?;
     Ok(DistillConfig { teacher, temperature, alpha, hidden_weight, sampled_tokens, sampled_share, train })
+}
+
+/// As [`distill`]: the loop's keys and some more.
+fn lora(mut table: Table, place: &str) -> Result<LoraConfig, RecipeError> {
+    let rank = take(&mut table, "rank")?.unwrap_or(LoraConfig::RANK);
+    let alpha = take(&mut table, "alpha")?.unwrap_or(LoraConfig::ALPHA);
+    let target = take(&mut table, "target")?.unwrap_or_else(|| LoraConfig::TARGET.to_owned());
+    let base_format = take(&mut table, "base_format")?;
+    Ok(LoraConfig { rank, alpha, target, base_format, train: typed(table, place)? })
 }
 
 /// Applies one `stage.key=value` (or `key=value` at the top). The value is TOML; what is not TOML is a string.
@@ -317,6 +327,8 @@ mod tests {
             "did you mean `batch_size`",
         );
         check_refused("[[stage]]\nuse = 'distill'\ndata = 'x'\nalpha = 'much'", &[], "alpha");
+        check_refused("[[stage]]\nuse = 'lora'\ndata = 'x'\nrnak = 4", &[], "rnak");
+        check_refused("[[stage]]\nuse = 'lora'\nrank = 4", &[], "data");
         check_refused("[[stage]]\nuse = 'quantize'", &[], "missing field `format`");
         check_refused(MAIN_JOB, &["carv.n_layers=3"], "the stages are carve, distill, small");
         check_refused(MAIN_JOB, &["nonsense"], "stage.key=value");

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use slmc_recipe::{Stage, StageConfig, StageEntry};
 
 use crate::{
-    Surroundings, carve::Carve, export::Export, fresh::Fresh, quantize::Quantize, training::Training,
+    Surroundings, carve::Carve, export::Export, fresh::Fresh, lora::Lora, quantize::Quantize,
+    training::Training,
 };
 
 /// Makes the stage that carries out an entry of a recipe; an error says which setting is wrong.
@@ -16,6 +17,7 @@ pub fn build(entry: &StageEntry, surroundings: &Arc<Surroundings>) -> Result<Box
         StageConfig::Carve(config) => Box::new(Carve::new(config.clone(), around)),
         StageConfig::Train(config) => Box::new(Training::plain(config.clone(), around)?),
         StageConfig::Distill(config) => Box::new(Training::distill(config.clone(), around)?),
+        StageConfig::Lora(config) => Box::new(Lora::new(config.clone(), around)?),
         StageConfig::Quantize(config) => Box::new(Quantize::new(config, around)?),
         StageConfig::Export(config) => Box::new(Export::new(config)?),
     })

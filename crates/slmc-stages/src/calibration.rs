@@ -40,7 +40,7 @@ impl Dataset {
     pub fn open(data: &str, surroundings: &Surroundings) -> Result<Self, StageError> {
         let wrong = |e: slmc_data::DataError| StageError::Input(e.to_string());
         let documents = Documents::open(Path::new(data), surroundings.data_root.as_deref()).map_err(wrong)?;
-        let documents: Vec<Document> = documents.iter().collect::<Result<_, _>>().map_err(wrong)?;
+        let documents = all_or_every_fault(documents.iter().map(|d| d.map_err(|e| e.to_string())))?;
         let shares = if documents.len() < MIN_TO_SPLIT {
             Shares::ALL_TRAIN
         } else {
@@ -64,6 +64,32 @@ impl Dataset {
     pub fn all(&self) -> impl Iterator<Item = &Document> {
         self.documents.iter()
     }
+}
+
+/// Faults that are told one by one.
+const MAX_FAULTS: usize = 20;
+
+/// Everything, or every fault in it, one a line.
+pub fn all_or_every_fault<T>(found: impl Iterator<Item = Result<T, String>>) -> Result<Vec<T>, StageError> {
+    let (mut good, mut faults, mut n_faults) = (Vec::new(), Vec::new(), 0_usize);
+    for one in found {
+        match one {
+            Ok(one) => good.push(one),
+            Err(fault) => {
+                n_faults += 1;
+                if faults.len() < MAX_FAULTS {
+                    faults.push(fault);
+                }
+            }
+        }
+    }
+    if n_faults == 0 {
+        return Ok(good);
+    }
+    if n_faults > faults.len() {
+        faults.push(format!("and {} more", n_faults - faults.len()));
+    }
+    Err(StageError::Input(faults.join("\n")))
 }
 
 /// What a dataset holds.

@@ -1,8 +1,8 @@
 //! What a plan will need, before it runs.
 
 use serde::Serialize;
-use slmc_ir::ModelSpec;
-use slmc_recipe::{Budget, Plan, StageConfig, TrainConfig};
+use slmc_ir::{Adapter, ModelSpec, TensorKey};
+use slmc_recipe::{Budget, LoraConfig, Plan, StageConfig, TrainConfig};
 
 /// Floating-point operations a second that two cores reach in training; a guess that only the time depends on.
 const ASSUMED_FLOPS: f64 = 150e9;
@@ -30,6 +30,7 @@ pub fn estimate(plan: &Plan) -> Vec<Estimate> {
         let (memory_bytes, disk, seconds) = match &planned.entry.config {
             StageConfig::Train(config) => training(&after.spec, None, config),
             StageConfig::Distill(config) => training(&after.spec, teacher, &config.train),
+            StageConfig::Lora(config) => lora(&after.spec, config),
             StageConfig::Carve(config) => {
                 let spec = before.map_or(&after.spec, |outline| &outline.spec);
                 let n_tokens = (config.n_sequences * config.seq_len) as f64;
@@ -67,6 +68,31 @@ fn largest_tensor(spec: &ModelSpec) -> u64 {
 fn forward_flops(spec: &ModelSpec) -> f64 {
     let head = if spec.tied_head { 0 } else { spec.vocab_size * spec.d_model };
     2.0 * (spec.n_parameters() - head as u64) as f64
+}
+
+/// The frozen weights as f16 at most, or packed and the file's pages beside them, four numbers for each of the factors',
+/// and activations; the adapter's checkpoints on disk.
+fn lora(spec: &ModelSpec, config: &LoraConfig) -> (u64, u64, f64) {
+    let ModelSpec { d_model, d_ff, n_heads, n_kv_heads, d_head, .. } = *spec;
+    let train = &config.train;
+    let n_tokens = (train.batch_size * train.seq_len) as u64;
+    let streams = 2 * d_model + 2 * (n_heads + n_kv_heads) * d_head;
+    let gate_up = if train.recompute || config.base_format.is_some() { 0 } else { 2 * d_ff };
+    let activations = n_tokens * ((streams + gate_up) * spec.n_layers + 8 * d_ff) as u64 * 4;
+    let sides = |role| TensorKey::block(0, role).shape(spec).iter().sum::<usize>();
+    let factors = Adapter::ROLES.into_iter().map(sides).sum::<usize>() * config.rank * spec.n_layers;
+    let logits = 256 * spec.vocab_size as u64 * 4;
+    let memory = spec.n_parameters() * 2 + factors as u64 * 16 + activations + logits;
+    let flops = 2.2 * forward_flops(spec);
+    let seconds = match train.budget() {
+        Ok(Budget::Minutes(minutes)) => minutes * 60.0,
+        Ok(Budget::Tokens(tokens)) => tokens as f64 * flops / ASSUMED_FLOPS,
+        Ok(Budget::Steps(steps)) => {
+            (steps * train.accumulate as u64 * n_tokens) as f64 * flops / ASSUMED_FLOPS
+        }
+        Err(_) => 0.0,
+    };
+    (memory, factors as u64 * 12, seconds)
 }
 
 /// Weights, gradients and two moments of the student, the teacher's weights, activations; and the checkpoints on disk.

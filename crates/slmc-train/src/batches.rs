@@ -81,6 +81,13 @@ fn check(batch: &Batch, index: u64, vocab_size: usize) -> Result<(), TrainError>
         let message = format!("{lengths:?} inputs, targets and masks where {rows} rows of {columns} belong");
         return Err(TrainError::Data { index, message });
     }
+    if let Some(starts) = &batch.starts {
+        let is_before = |row: &[u32]| row.iter().enumerate().all(|(i, &start)| start as usize <= i);
+        if starts.len() != batch.inputs.len() || !starts.chunks(batch.seq_len.max(1)).all(is_before) {
+            let message = "a position's document begins after it".to_owned();
+            return Err(TrainError::Data { index, message });
+        }
+    }
     let is_foreign = |token: &&TokenId| **token as usize >= vocab_size;
     if let Some(token) = batch.inputs.iter().chain(&batch.targets).find(is_foreign) {
         let message = format!(

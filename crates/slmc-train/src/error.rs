@@ -48,6 +48,9 @@ pub enum TrainError {
     /// Distillation without a teacher, or the other way round.
     #[error("{0}")]
     Teacher(&'static str),
+    /// An adapter that is none, or another model's.
+    #[error("{0}")]
+    Adapter(String),
     /// The folder holds a run with other settings or inputs.
     #[error(
         "{run_dir} holds a run where {what} is {there}, not {here}: give the run's own settings to resume it, or \

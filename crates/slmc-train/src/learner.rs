@@ -13,16 +13,10 @@ use slmc_model::{
 };
 
 use crate::batches::{n_targets, target_positions, weights};
+use crate::learn::{Learn, StepFigures};
 use crate::run_folder::{MODEL_FILE, OPTIMIZER_FILE, SavedFile};
 use crate::tensor_file::{self, Entry, TensorFile};
 use crate::{DistillSettings, EvalFigures, LossFigures, TrainError, TrainSettings};
-
-/// What a step did.
-pub(crate) struct StepFigures {
-    pub(crate) losses: LossFigures,
-    /// Norm of the gradient before clipping.
-    pub(crate) grad_norm: f64,
-}
 
 /// A student that learns.
 pub(crate) struct Learner {
@@ -61,20 +55,50 @@ impl Learner {
         })
     }
 
-    /// The student, without autodiff.
-    pub(crate) fn student(&self) -> Decoder {
-        self.student.for_evaluation()
+    /// Loss and gradients of one micro-batch, both times `share`.
+    fn backward(&self, batch: &Batch, share: f64, settings: &TrainSettings) -> (LossFigures, Grads) {
+        let (n_rows, n_columns, products) = (batch.batch_size, batch.seq_len, self.student.products());
+        let run = |loss: &dyn Fn(Tensor<3>, Tensor<2>) -> (Tensor<1>, LossFigures)| {
+            let scaled = |hidden, head| {
+                let (total, figures) = loss(hidden, head);
+                (if share == 1.0 { total } else { total * share as f32 }, figures)
+            };
+            gradients(&self.student, &batch.inputs, n_rows, n_columns, scaled, settings.recompute)
+        };
+        let (total, figures, grads) = match (&self.teacher, settings.distill) {
+            (Some(teacher), Some(distill)) => {
+                let soft = teacher.hidden(input_ids(batch, &teacher.device()));
+                run(&|hidden, head| {
+                    distill_loss(hidden, head, soft.clone(), teacher.head(), batch, distill, share, products)
+                })
+            }
+            _ => run(&|hidden, head| {
+                let weights = weights(batch);
+                (
+                    next_token_loss(hidden, head, &batch.targets, weights.as_deref(), products),
+                    LossFigures::default(),
+                )
+            }),
+        };
+        (LossFigures { loss: f64::from(total), ..figures }, grads)
     }
+}
 
-    /// One optimizer step over some micro-batches. Each target token weighs the same, whichever micro-batch it
-    /// is in. `step` is the step's number, counted from 1.
-    pub(crate) fn step(
+impl Learn for Learner {
+    type Student = Decoder;
+
+    fn step(
         mut self,
         batches: &[Batch],
         step: u64,
         rate: f64,
         settings: &TrainSettings,
     ) -> Result<(Self, StepFigures), TrainError> {
+        if batches.iter().any(|batch| batch.starts.is_some()) {
+            let message =
+                "rows of several documents are for adapters: a whole decoder looks across their borders";
+            return Err(TrainError::Data { index: step - 1, message: message.to_owned() });
+        }
         let n_all: usize = batches.iter().map(n_targets).sum();
         let mut losses = LossFigures::default();
         let mut grads = Grads::default();
@@ -104,36 +128,7 @@ impl Learner {
         Ok((self, StepFigures { losses, grad_norm: f64::from(grad_norm) }))
     }
 
-    /// Loss and gradients of one micro-batch, both times `share`.
-    fn backward(&self, batch: &Batch, share: f64, settings: &TrainSettings) -> (LossFigures, Grads) {
-        let (n_rows, n_columns, products) = (batch.batch_size, batch.seq_len, self.student.products());
-        let run = |loss: &dyn Fn(Tensor<3>, Tensor<2>) -> (Tensor<1>, LossFigures)| {
-            let scaled = |hidden, head| {
-                let (total, figures) = loss(hidden, head);
-                (if share == 1.0 { total } else { total * share as f32 }, figures)
-            };
-            gradients(&self.student, &batch.inputs, n_rows, n_columns, scaled, settings.recompute)
-        };
-        let (total, figures, grads) = match (&self.teacher, settings.distill) {
-            (Some(teacher), Some(distill)) => {
-                let soft = teacher.hidden(input_ids(batch, &teacher.device()));
-                run(&|hidden, head| {
-                    distill_loss(hidden, head, soft.clone(), teacher.head(), batch, distill, share, products)
-                })
-            }
-            _ => run(&|hidden, head| {
-                let weights = weights(batch);
-                (
-                    next_token_loss(hidden, head, &batch.targets, weights.as_deref(), products),
-                    LossFigures::default(),
-                )
-            }),
-        };
-        (LossFigures { loss: f64::from(total), ..figures }, grads)
-    }
-
-    /// Mean negative log-likelihood over the target tokens of held-out batches.
-    pub(crate) fn evaluate(&self, batches: &[Batch], step: u64) -> Result<EvalFigures, TrainError> {
+    fn evaluate(&self, batches: &[Batch], step: u64) -> Result<EvalFigures, TrainError> {
         let student = self.student.for_evaluation();
         let (mut sum, mut tokens) = (0.0, 0);
         for batch in batches {
@@ -148,8 +143,7 @@ impl Learner {
         Ok(EvalFigures { nll, perplexity: nll.exp(), tokens })
     }
 
-    /// Writes the student and the optimizer into a checkpoint's folder.
-    pub(crate) fn save(&self, folder: &Path) -> Result<Vec<SavedFile>, TrainError> {
+    fn save(&self, folder: &Path) -> Result<Vec<SavedFile>, TrainError> {
         let keys = self.student.keys();
         let entries: Vec<Entry> =
             keys.iter().map(|key| (key.to_string(), key.shape(self.student.spec()))).collect();
@@ -169,6 +163,10 @@ impl Learner {
         })?;
         let file = |name: &str, n_bytes| SavedFile { name: name.to_owned(), n_bytes };
         Ok(vec![file(MODEL_FILE, model), file(OPTIMIZER_FILE, optimizer)])
+    }
+
+    fn student(&self) -> Decoder {
+        self.student.for_evaluation()
     }
 }
 

@@ -5,9 +5,11 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod adapter_learner;
 mod batches;
 mod clock;
 mod error;
+mod learn;
 mod learner;
 mod metrics;
 mod plan;
@@ -22,4 +24,4 @@ pub use metrics::{EvalFigures, LossFigures, MetricsLine};
 pub use plan::{Plan, TIMED_STEPS};
 pub use run_folder::{RunState, discard};
 pub use settings::{Budget, DistillSettings, Precision, TrainSettings};
-pub use train::{Outcome, Stopped, TrainInputs, train};
+pub use train::{AdapterInputs, Outcome, Stopped, TrainInputs, train, train_adapter};

@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use slmc_data::Batch;
-use slmc_ir::Host;
-use slmc_model::Decoder;
+use slmc_ir::{Adapter, Host};
+use slmc_model::{Decoder, Frozen};
 
+use crate::adapter_learner::AdapterLearner;
 use crate::batches::{self, BatchSource};
 use crate::clock::Clock;
-use crate::learner::{Learner, StepFigures};
+use crate::learn::{Learn, StepFigures};
+use crate::learner::Learner;
 use crate::metrics::Metrics;
 use crate::run_folder::RunFolder;
 use crate::{
@@ -49,10 +51,26 @@ pub enum Stopped {
     OutOfTime,
 }
 
+/// What a run that trains an adapter works on.
+pub struct AdapterInputs<'a> {
+    /// The decoder that stays as it is.
+    pub base: &'a Frozen,
+    /// The adapter to train. A resumed run takes its numbers from the checkpoint instead.
+    pub adapter: Adapter,
+    /// Training batches of `batch_size` rows of `seq_len` tokens; rows may hold several documents.
+    pub train: &'a dyn BatchSource,
+    /// Held-out batches, measured as often as the settings say; none, nothing is measured.
+    pub eval: &'a [Batch],
+    /// Where log and checkpoints go.
+    pub run_dir: &'a Path,
+    /// Hash of everything outside the settings that the result depends on: data, base, the adapter's shape.
+    pub inputs_hash: String,
+}
+
 /// What a run leaves, besides its folder.
-pub struct Outcome {
-    /// The trained student, without autodiff.
-    pub student: Decoder,
+pub struct Outcome<S = Decoder> {
+    /// What was trained: a student, without autodiff; or an adapter.
+    pub student: S,
     /// Steps done, over all sessions.
     pub steps: u64,
     /// Training tokens seen, over all sessions.
@@ -103,10 +121,43 @@ pub fn train(
         }
         None => (Learner::new(student, teacher, settings), RunState::new(settings, &inputs_hash), None),
     };
-    let metrics = Metrics::open(&folder.metrics(), saved_step)?;
-    let clock = Clock::new(host, state.seconds);
-    let last_saved = (saved_step, clock.seconds());
-    let run = Run { settings, host, train, eval, vocab_size, folder, metrics, state, clock, last_saved };
+    let run = Run::begin(settings, host, train, eval, vocab_size, folder, state, saved_step)?;
+    run.finish(learner)
+}
+
+/// Trains an adapter beside a frozen decoder, by the same loop as [`train`]: the same plan, log and checkpoints, and a
+/// run that was interrupted ends in the same bytes as an unbroken one. Of the settings `freeze_embedding` and `distill`
+/// mean nothing here.
+pub fn train_adapter(
+    inputs: AdapterInputs<'_>,
+    settings: &TrainSettings,
+    host: &dyn Host,
+) -> Result<Outcome<Adapter>, TrainError> {
+    settings.validate()?;
+    let AdapterInputs { base, adapter, train, eval, run_dir, inputs_hash } = inputs;
+    let spec = base.spec();
+    adapter.check(spec).map_err(|e| TrainError::Adapter(e.to_string()))?;
+    if settings.distill.is_some() {
+        return Err(TrainError::Teacher("an adapter learns next tokens alone: it has no teacher"));
+    }
+    if settings.seq_len > spec.context_len {
+        let why = "must not be longer than the model's context";
+        return Err(TrainError::Setting { field: "seq_len", value: settings.seq_len.to_string(), why });
+    }
+    batches::check_held_out(eval, spec.vocab_size)?;
+    let folder = RunFolder::open(run_dir)?;
+    let (learner, state, saved_step) = match folder.latest(host)? {
+        Some(saved) => {
+            saved.state.check_same_run(run_dir, settings, &inputs_hash)?;
+            let step = saved.state.step;
+            let learner = AdapterLearner::restore(&saved.path, step, base, adapter)?;
+            let mut state = saved.state;
+            state.settings = settings.clone();
+            (learner, state, Some(step))
+        }
+        None => (AdapterLearner::new(base, adapter), RunState::new(settings, &inputs_hash), None),
+    };
+    let run = Run::begin(settings, host, train, eval, spec.vocab_size, folder, state, saved_step)?;
     run.finish(learner)
 }
 
@@ -145,13 +196,32 @@ struct Run<'a> {
     last_saved: (Option<u64>, f64),
 }
 
+impl<'a> Run<'a> {
+    /// A session begins, from nothing or from the checkpoint after `saved_step` steps.
+    fn begin(
+        settings: &'a TrainSettings,
+        host: &'a dyn Host,
+        train: &'a dyn BatchSource,
+        eval: &'a [Batch],
+        vocab_size: usize,
+        folder: RunFolder,
+        state: RunState,
+        saved_step: Option<u64>,
+    ) -> Result<Self, TrainError> {
+        let metrics = Metrics::open(&folder.metrics(), saved_step)?;
+        let clock = Clock::new(host, state.seconds);
+        let last_saved = (saved_step, clock.seconds());
+        Ok(Run { settings, host, train, eval, vocab_size, folder, metrics, state, clock, last_saved })
+    }
+}
+
 impl Run<'_> {
-    fn finish(mut self, mut learner: Learner) -> Result<Outcome, TrainError> {
+    fn finish<L: Learn>(mut self, mut learner: L) -> Result<Outcome<L::Student>, TrainError> {
         if self.last_saved.0.is_none() && !self.eval.is_empty() {
             let eval = self.evaluate(&learner)?;
             self.write_line(None, None, Some(eval))?;
         }
-        self.begin();
+        self.announce();
         let stopped = loop {
             if self.state.is_complete() {
                 break Stopped::Completed;
@@ -173,7 +243,7 @@ impl Run<'_> {
     }
 
     /// One optimizer step and what is due after it: resolving the plan, evaluation, log line, checkpoint.
-    fn one_step(&mut self, learner: Learner) -> Result<Learner, TrainError> {
+    fn one_step<L: Learn>(&mut self, learner: L) -> Result<L, TrainError> {
         let settings = self.settings;
         self.clock.begin_step();
         let batches = batches::of_step(self.train, self.state.step, settings, self.vocab_size)?;
@@ -192,12 +262,12 @@ impl Run<'_> {
         }
         if resolved {
             self.host.end();
-            self.begin();
+            self.announce();
         }
         Ok(learner)
     }
 
-    fn begin(&self) {
+    fn announce(&self) {
         let steps = self.state.plan.total_steps;
         let what = if steps.is_some() { "train" } else { "train, timing the first steps" };
         let tokens = steps.unwrap_or(TIMED_STEPS).saturating_mul(self.settings.tokens_per_step());
@@ -255,7 +325,7 @@ impl Run<'_> {
         }
     }
 
-    fn evaluate(&mut self, learner: &Learner) -> Result<EvalFigures, TrainError> {
+    fn evaluate<L: Learn>(&mut self, learner: &L) -> Result<EvalFigures, TrainError> {
         let began = self.clock.seconds();
         let figures = learner.evaluate(self.eval, self.state.step)?;
         self.clock.note_eval(self.clock.seconds() - began);
@@ -293,7 +363,7 @@ impl Run<'_> {
     }
 
     /// Writes a checkpoint, unless the newest is of this very step.
-    fn save(&mut self, learner: &Learner) -> Result<(), TrainError> {
+    fn save<L: Learn>(&mut self, learner: &L) -> Result<(), TrainError> {
         if self.last_saved.0 == Some(self.state.step) {
             return Ok(());
         }
@@ -304,7 +374,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn outcome(&self, learner: &Learner, stopped: Stopped) -> Outcome {
+    fn outcome<L: Learn>(&self, learner: &L, stopped: Stopped) -> Outcome<L::Student> {
         Outcome {
             student: learner.student(),
             steps: self.state.step,

@@ -63,11 +63,11 @@ pub(super) fn fit<const MAX: i32, const N: usize, const LIMIT: i32>(
     for _ in 0..N_ROUNDS {
         let (scale, min) = refit(&best, &fixed);
         let refitted = choose::<MAX, N, LIMIT>(group, scale, min);
-        // Not a number is not less, either.
-        if !(refitted.error < best.error) {
+        if refitted.error < best.error {
+            best = refitted;
+        } else {
             break;
         }
-        best = refitted;
     }
     into_parts::<MAX, N>(&best, weights)
 }

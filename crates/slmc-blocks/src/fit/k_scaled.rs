@@ -44,10 +44,11 @@ pub(super) fn fit<S: Steps, const N: usize, const LOW: i32, const HIGH: i32>(
             denominator += multiple * multiple * rounded.step_step;
         }
         let refitted = choose::<S, N, LOW, HIGH>(groups, &ideal, numerator / denominator);
-        if !(refitted.error < best.error) {
+        if refitted.error < best.error {
+            best = refitted;
+        } else {
             break;
         }
-        best = refitted;
     }
     let mut parts = Parts { scale: best.scale, group_scales: best.multiples, ..Parts::default() };
     let scale = f16_to_f32(best.scale);

@@ -65,10 +65,12 @@ fit_with! {
 /// One scale for 32 weights.
 #[inline(always)]
 fn fit_scaled<S: Steps>(weights: &[f32; 32], importance: &[f32; 32]) -> Parts {
-    let plain = scaled::plain_scale::<S, 32>(weights);
-    let searched = scaled::best_scale::<S, 32>(weights, importance);
-    let mut best = (f32_to_f16(plain), f32::INFINITY);
-    for scale in [plain, searched].map(f32_to_f16) {
+    let [plain, other_side] = scaled::plain_scales::<S, 32>(weights).map(f32_to_f16);
+    let searched = f32_to_f16(scaled::best_scale::<S, 32>(weights, importance));
+    let mut best = (plain, f32::INFINITY);
+    // With many levels the rounding of the scale itself counts: its neighbours may be better.
+    let neighbours = [searched, searched.wrapping_add(1), searched.wrapping_sub(1)];
+    for scale in [plain, other_side].into_iter().chain(neighbours) {
         let error = scaled::error::<S, 32>(weights, importance, crate::f16_to_f32(scale)).error;
         if error < best.1 {
             best = (scale, error);

@@ -19,10 +19,11 @@ pub(super) struct Rounded {
     pub error: f32,
 }
 
-/// The scale that puts the weight of largest magnitude on the step farthest out.
+/// The scales that put the weight of largest magnitude on the step farthest out, on either side.
 #[inline(always)]
-pub(super) fn plain_scale<S: Steps, const N: usize>(weights: &[f32; N]) -> f32 {
-    farthest(weights) / S::FAR
+pub(super) fn plain_scales<S: Steps, const N: usize>(weights: &[f32; N]) -> [f32; 2] {
+    let farthest = farthest(weights);
+    [farthest / S::FAR, farthest / S::NEAR]
 }
 
 #[inline(always)]

@@ -9,15 +9,15 @@ use serde::{
 use slmc_ir::Format;
 
 use super::{
-    DataFault, LENGTH_BYTES, MAX_DIMS, MAX_HEADER_BYTES, MAX_NAME_BYTES, METADATA_KEY, SafetensorsError,
-    format_of,
+    DataFault, Dtype, LENGTH_BYTES, MAX_DIMS, MAX_HEADER_BYTES, MAX_NAME_BYTES, METADATA_KEY,
+    SafetensorsError,
 };
 use crate::{
     json::{UniqueMap, duplicate, insert_unique},
     shown::shown,
 };
 
-/// The header of a safetensors file.
+/// The header of a safetensors file that holds floats only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SafetensorsHeader {
     /// Tensors in the order of their data.
@@ -39,7 +39,51 @@ pub struct SafeTensorInfo {
     pub range: Range<usize>,
 }
 
+/// The header of a safetensors file, packed weights included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TypedHeader {
+    /// Tensors in the order of their data.
+    pub tensors: Vec<TypedTensorInfo>,
+    /// `__metadata__`: free text by key, such as `format: pt`.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// Where a tensor is and what it holds, integers included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TypedTensorInfo {
+    /// Its name in the file.
+    pub name: String,
+    /// The type of its numbers.
+    pub dtype: Dtype,
+    /// Sizes, fastest last: `[rows, columns]`; empty for a single number. A size may be 0.
+    pub shape: Vec<usize>,
+    /// Its bytes in the file: inside it, as `parse` has proven.
+    pub range: Range<usize>,
+}
+
 impl SafetensorsHeader {
+    /// As [`TypedHeader::parse`], of floats only.
+    ///
+    /// # Errors
+    /// As there, and [`SafetensorsError::UnsupportedDtype`] for integers.
+    pub fn parse(file: &[u8]) -> Result<Self, SafetensorsError> {
+        let TypedHeader { tensors, metadata } = TypedHeader::parse(file)?;
+        let float = |TypedTensorInfo { name, dtype, shape, range }: TypedTensorInfo| match dtype.format() {
+            Some(format) => Ok(SafeTensorInfo { name, format, shape, range }),
+            None => {
+                Err(SafetensorsError::UnsupportedDtype { name: shown(&name), dtype: dtype.name().to_owned() })
+            }
+        };
+        Ok(Self { tensors: tensors.into_iter().map(float).collect::<Result<_, _>>()?, metadata })
+    }
+
+    /// The tensor of that name.
+    pub fn tensor(&self, name: &str) -> Option<&SafeTensorInfo> {
+        self.tensors.iter().find(|tensor| tensor.name == name)
+    }
+}
+
+impl TypedHeader {
     /// Reads the header of a whole file and proves that its tensors fill the data without gap or overlap.
     ///
     /// # Errors
@@ -67,27 +111,22 @@ impl SafetensorsHeader {
         let tensors = placed.into_iter().map(|tensor| tensor.at(data_start)).collect();
         Ok(Self { tensors, metadata })
     }
-
-    /// The tensor of that name.
-    pub fn tensor(&self, name: &str) -> Option<&SafeTensorInfo> {
-        self.tensors.iter().find(|tensor| tensor.name == name)
-    }
 }
 
 /// A tensor whose size fits its shape; where its data are is not checked yet.
 struct Placed {
     name: String,
-    format: Format,
+    dtype: Dtype,
     shape: Vec<usize>,
     start: u64,
     end: u64,
 }
 
 impl Placed {
-    fn at(self, data_start: usize) -> SafeTensorInfo {
-        let Self { name, format, shape, start, end } = self;
+    fn at(self, data_start: usize) -> TypedTensorInfo {
+        let Self { name, dtype, shape, start, end } = self;
         // Both ends are at most the length of the data, a slice: they fit and the sums do not overflow.
-        SafeTensorInfo { name, format, shape, range: data_start + start as usize..data_start + end as usize }
+        TypedTensorInfo { name, dtype, shape, range: data_start + start as usize..data_start + end as usize }
     }
 }
 
@@ -96,7 +135,7 @@ fn check_entry((name, entry): (String, Entry)) -> Result<Placed, SafetensorsErro
         return Err(SafetensorsError::NameLength { found: name.len(), limit: MAX_NAME_BYTES });
     }
     let Entry { dtype, shape, data_offsets: (start, end) } = entry;
-    let Some(format) = format_of(&dtype) else {
+    let Some(dtype) = Dtype::named(&dtype) else {
         return Err(SafetensorsError::UnsupportedDtype { name: shown(&name), dtype: shown(&dtype) });
     };
     let fault = |fault| SafetensorsError::Tensor { name: shown(&name), fault };
@@ -104,18 +143,18 @@ fn check_entry((name, entry): (String, Entry)) -> Result<Placed, SafetensorsErro
         return Err(fault(DataFault::Backwards { start, end }));
     };
     let (shape, expected) =
-        bytes_of(&shape, format).ok_or_else(|| fault(DataFault::TooLarge(shape.clone())))?;
+        bytes_of(&shape, dtype).ok_or_else(|| fault(DataFault::TooLarge(shape.clone())))?;
     if found != expected {
         return Err(fault(DataFault::WrongBytes { expected, found }));
     }
-    Ok(Placed { name, format, shape, start, end })
+    Ok(Placed { name, dtype, shape, start, end })
 }
 
 /// The shape in this machine's numbers, and its bytes. No product of sizes may overflow, whatever the
 /// order of multiplication: a 0 excuses nothing.
-pub(super) fn bytes_of(shape: &[u64], format: Format) -> Option<(Vec<usize>, u64)> {
+pub(super) fn bytes_of(shape: &[u64], dtype: Dtype) -> Option<(Vec<usize>, u64)> {
     let sizes = shape.iter().map(|&n| usize::try_from(n).ok()).collect::<Option<Vec<_>>>()?;
-    let ceiling = sizes.iter().try_fold(format.block_bytes(), |n, &size| n.checked_mul(size.max(1)))?;
+    let ceiling = sizes.iter().try_fold(dtype.n_bytes(), |n, &size| n.checked_mul(size.max(1)))?;
     let n_bytes = if sizes.contains(&0) { 0 } else { ceiling };
     Some((sizes, n_bytes as u64))
 }

@@ -5,17 +5,17 @@
 //! and its errors for damaged entries name no tensor. The tests hold it beside this parser: what is
 //! accepted here is accepted there, with the same ranges.
 
+mod dtype;
 mod error;
 mod header;
 mod shard_index;
 mod writer;
 
+pub use dtype::{Dtype, FloatType};
 pub use error::{DataFault, SafetensorsError, ShardIndexError};
-pub use header::{SafeTensorInfo, SafetensorsHeader};
+pub use header::{SafeTensorInfo, SafetensorsHeader, TypedHeader, TypedTensorInfo};
 pub use shard_index::ShardIndex;
-pub use writer::{PlannedSafeTensor, SafetensorsWriter};
-
-use slmc_ir::Format;
+pub use writer::{PlannedSafeTensor, PlannedTypedTensor, SafetensorsWriter};
 
 /// The reference implementation's limit on the JSON header.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -25,17 +25,3 @@ const MAX_NAME_BYTES: usize = 1024;
 const MAX_DIMS: usize = 8;
 const LENGTH_BYTES: usize = 8;
 const METADATA_KEY: &str = "__metadata__";
-
-/// safetensors' name of a float format; packed formats have none.
-fn dtype_of(format: Format) -> Option<&'static str> {
-    match format {
-        Format::F32 => Some("F32"),
-        Format::F16 => Some("F16"),
-        Format::Bf16 => Some("BF16"),
-        _ => None,
-    }
-}
-
-fn format_of(dtype: &str) -> Option<Format> {
-    [Format::F32, Format::F16, Format::Bf16].into_iter().find(|format| dtype_of(*format) == Some(dtype))
-}

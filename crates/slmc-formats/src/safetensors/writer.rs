@@ -8,8 +8,8 @@ use std::{
 use slmc_ir::Format;
 
 use super::{
-    DataFault, LENGTH_BYTES, MAX_DIMS, MAX_HEADER_BYTES, MAX_NAME_BYTES, METADATA_KEY, SafetensorsError,
-    dtype_of, header::bytes_of,
+    DataFault, Dtype, LENGTH_BYTES, MAX_DIMS, MAX_HEADER_BYTES, MAX_NAME_BYTES, METADATA_KEY,
+    SafetensorsError, header::bytes_of,
 };
 use crate::{AtomicFile, shown::shown};
 
@@ -27,6 +27,17 @@ pub struct PlannedSafeTensor {
     pub shape: Vec<usize>,
 }
 
+/// A tensor to be written, integers included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedTypedTensor {
+    /// Its name in the file.
+    pub name: String,
+    /// The type of its numbers.
+    pub dtype: Dtype,
+    /// Sizes, fastest last: `[rows, columns]`.
+    pub shape: Vec<usize>,
+}
+
 /// A safetensors file being written. It appears under its name with [`SafetensorsWriter::finish`];
 /// dropped before, it leaves nothing.
 #[derive(Debug)]
@@ -39,15 +50,30 @@ pub struct SafetensorsWriter {
 }
 
 impl SafetensorsWriter {
-    /// Writes the header. Data are laid out in the plan's order without gaps.
+    /// As [`SafetensorsWriter::create_typed`], of floats only.
     ///
     /// # Errors
-    /// When the header would not be one that [`super::SafetensorsHeader::parse`] accepts, or the file
-    /// cannot be made.
+    /// As there, and [`SafetensorsError::NoDtype`] for a packed format.
     pub fn create(
         path: &Path,
         metadata: &BTreeMap<String, String>,
         tensors: &[PlannedSafeTensor],
+    ) -> Result<Self, SafetensorsError> {
+        let typed = |PlannedSafeTensor { name, format, shape }: &PlannedSafeTensor| match Dtype::of(*format) {
+            Some(dtype) => Ok(PlannedTypedTensor { name: name.clone(), dtype, shape: shape.clone() }),
+            None => Err(SafetensorsError::NoDtype { name: shown(name), format: *format }),
+        };
+        Self::create_typed(path, metadata, &tensors.iter().map(typed).collect::<Result<Vec<_>, _>>()?)
+    }
+
+    /// Writes the header. Data are laid out in the plan's order without gaps.
+    ///
+    /// # Errors
+    /// When the header would not be one that [`super::TypedHeader::parse`] accepts, or the file cannot be made.
+    pub fn create_typed(
+        path: &Path,
+        metadata: &BTreeMap<String, String>,
+        tensors: &[PlannedTypedTensor],
     ) -> Result<Self, SafetensorsError> {
         let (json, planned) = encode_header(metadata, tensors)?;
         let mut file = AtomicFile::create(path)?;
@@ -95,7 +121,7 @@ type Encoded = (Vec<u8>, Vec<(String, u64)>);
 
 fn encode_header(
     metadata: &BTreeMap<String, String>,
-    tensors: &[PlannedSafeTensor],
+    tensors: &[PlannedTypedTensor],
 ) -> Result<Encoded, SafetensorsError> {
     let mut members = Vec::new();
     if !metadata.is_empty() {
@@ -105,7 +131,7 @@ fn encode_header(
     let mut planned = Vec::with_capacity(tensors.len());
     let mut names = BTreeSet::from([METADATA_KEY]);
     let mut start = 0_u64;
-    for PlannedSafeTensor { name, format, shape } in tensors {
+    for PlannedTypedTensor { name, dtype, shape } in tensors {
         let fault = |fault| SafetensorsError::Tensor { name: shown(name), fault };
         let sizes: Vec<u64> = shape.iter().map(|&n| n as u64).collect();
         if name.is_empty() || name.len() > MAX_NAME_BYTES {
@@ -117,15 +143,13 @@ fn encode_header(
         if sizes.len() > MAX_DIMS {
             return Err(fault(DataFault::Dimensions { found: sizes.len(), limit: MAX_DIMS }));
         }
-        let Some(dtype) = dtype_of(*format) else {
-            return Err(SafetensorsError::NoDtype { name: shown(name), format: *format });
-        };
         let too_large = || fault(DataFault::TooLarge(sizes.clone()));
-        let (_, n_bytes) = bytes_of(&sizes, *format).ok_or_else(too_large)?;
+        let (_, n_bytes) = bytes_of(&sizes, *dtype).ok_or_else(too_large)?;
         let end = start.checked_add(n_bytes).ok_or_else(too_large)?;
         let key = serde_json::to_string(name).map_err(SafetensorsError::Json)?;
         members.push(format!(
-            "{key}:{{\"dtype\":\"{dtype}\",\"shape\":{},\"data_offsets\":[{start},{end}]}}",
+            "{key}:{{\"dtype\":\"{}\",\"shape\":{},\"data_offsets\":[{start},{end}]}}",
+            dtype.name(),
             serde_json::to_string(shape).map_err(SafetensorsError::Json)?
         ));
         planned.push((name.clone(), n_bytes));

@@ -152,7 +152,7 @@ fn family_row(fields: Fields<'_>) -> Result<&'static FamilyRow, FieldError> {
 
 fn refuse_what_is_not_understood(fields: Fields<'_>, row: &FamilyRow) -> Result<(), FieldError> {
     if fields.get("quantization_config").is_some() {
-        let why = "packed Hugging Face checkpoints are not read; start from the float model";
+        let why = "a model that is yet to be made has floats; take the float model's configuration";
         return Err(fields.unsupported("quantization_config", why));
     }
     for field in fields.names() {

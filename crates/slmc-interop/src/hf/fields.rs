@@ -16,6 +16,11 @@ impl<'a> Fields<'a> {
         Self { object, prefix: "" }
     }
 
+    /// The fields of an object that is itself a field.
+    pub(crate) fn inside(prefix: &'a str, object: &'a Map<String, Value>) -> Self {
+        Self { object, prefix }
+    }
+
     /// The fields of an object inside the object; null is as good as absent.
     pub(crate) fn object(self, field: &'a str) -> Result<Option<Self>, FieldError> {
         match self.get(field) {

@@ -2,8 +2,9 @@
 
 mod config_read;
 mod config_write;
-mod fields;
+pub(crate) mod fields;
 mod read;
+mod shards;
 mod sidecar;
 mod tokenizer_read;
 mod tokenizer_write;
@@ -13,7 +14,7 @@ mod write;
 pub use read::open_config;
 pub(crate) use read::{CONFIG_FILE, open_folder};
 pub(crate) use tokenizer_write::tokenizer_configs;
-pub use write::write_hf_folder;
+pub use write::{PackedMatrices, write_hf_folder, write_packed_folder};
 
 /// Entries of [`slmc_ir::Extras`] that have files of their own in a folder.
 pub(crate) const CONFIG_EXTRA: &str = "config.json";

@@ -2,17 +2,21 @@
 
 use std::{path::Path, sync::Arc};
 
-use serde_json::Value;
-use slmc_ir::{Checkpoint, ModelSpec};
+use serde_json::{Map, Value};
+use slmc_ir::{Checkpoint, ModelSpec, WeightSource};
 
 use super::{
-    CONFIG_EXTRA, TOKENIZER_CONFIG_EXTRA, config_read::read_config, sidecar, tokenizer_read::read_tokenizer,
-    weights::map_weights,
+    CONFIG_EXTRA, TOKENIZER_CONFIG_EXTRA,
+    config_read::read_config,
+    sidecar,
+    tokenizer_read::read_tokenizer,
+    weights::{map_packed_weights, map_weights},
 };
 use crate::{
     error::{At as _, OpenError, OpenFault},
     files::read_object,
     names::hf_name,
+    packed::{PackedSource, read_scheme},
     source::MappedSource,
 };
 
@@ -31,11 +35,18 @@ pub fn open_config(path: &Path) -> Result<ModelSpec, OpenError> {
 /// Opens the folder. Weights are mapped, not read.
 pub(crate) fn open_folder(folder: &Path) -> Result<Checkpoint, OpenError> {
     let config_path = folder.join(CONFIG_FILE);
-    let config = read_object(&config_path)?.ok_or_else(|| OpenFault::NotAModel.at(folder))?;
+    let mut config = read_object(&config_path)?.ok_or_else(|| OpenFault::NotAModel.at(folder))?;
+    // What is written from the checkpoint later is packed anew or not at all.
+    let packed = config.remove("quantization_config").filter(|value| !value.is_null());
     let spec = read_config(&config).at(&config_path)?;
-    let tensors = map_weights(folder, &spec)?;
     let vocab_size = spec.vocab_size;
-    let source = MappedSource::new(spec, tensors, false, hf_name).at(folder)?;
+    let source = match packed {
+        Some(packed) => open_packed(folder, &config_path, spec, &packed)?,
+        None => {
+            let tensors = map_weights(folder, &spec)?;
+            Arc::new(MappedSource::new(spec, tensors, false, hf_name).at(folder)?)
+        }
+    };
     let tokenizer_config = read_object(&folder.join("tokenizer_config.json"))?;
     let tokenizer = read_tokenizer(folder, &config, tokenizer_config.as_ref(), vocab_size)?;
     let generation = read_object(&folder.join("generation_config.json"))?.map(Value::Object);
@@ -44,5 +55,18 @@ pub(crate) fn open_folder(folder: &Path) -> Result<Checkpoint, OpenError> {
     if let Some(config) = tokenizer_config {
         extras.insert(TOKENIZER_CONFIG_EXTRA.to_owned(), Value::Object(config));
     }
-    Ok(Checkpoint { weights: Arc::new(source), tokenizer, generation, extras, lineage })
+    Ok(Checkpoint { weights: source, tokenizer, generation, extras, lineage })
+}
+
+/// The weights of a folder whose configuration says how they are packed.
+fn open_packed(
+    folder: &Path,
+    config_path: &Path,
+    spec: ModelSpec,
+    config: &Value,
+) -> Result<Arc<dyn WeightSource>, OpenError> {
+    let none = Map::new();
+    let scheme = read_scheme(config.as_object().unwrap_or(&none)).at(config_path)?;
+    let (floats, modules) = map_packed_weights(folder, &spec)?;
+    Ok(Arc::new(PackedSource::new(spec, scheme, floats, modules).at(folder)?))
 }

@@ -3,25 +3,23 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use serde_json::{Map, Value, json};
-use slmc_formats::{AtomicDir, Existing, SafetensorsWriter, safetensors::PlannedSafeTensor};
-use slmc_ir::{Checkpoint, Format, Host, SpecialTokens, TensorKey, Weight};
+use slmc_formats::{AtomicDir, Existing};
+use slmc_ir::{Checkpoint, Format, Host, Quantized, SpecialTokens, TensorKey};
 
 use super::{
     CONFIG_EXTRA, TOKENIZER_CONFIG_EXTRA,
     config_write::write_config,
+    shards::{MAX_SHARD_BYTES, Packed, write_weights},
     sidecar,
     tokenizer_write::tokenizer_configs,
-    weights::{INDEX_FILE, WEIGHTS_FILE},
 };
 use crate::{
     error::WriteError,
-    finite::{is_lossless, ready},
-    names::hf_name,
-    write::{Formats, Progress, WriteOptions, Written, check_options, is_matrix, read_checked},
+    finite::is_lossless,
+    packed::{PackedLayout, PackedScheme, fused_roles, module_name, quantization_config},
+    write::{Formats, WriteOptions, Written, check_options, is_matrix, read_checked},
 };
 
-/// Largest shard, as Hugging Face's own tools cut them.
-const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 /// Format of matrices that were packed, when none is asked for.
 const UNPACKED: Format = Format::F16;
 
@@ -39,7 +37,94 @@ pub fn write_hf_folder(
     options: &WriteOptions,
     host: &dyn Host,
 ) -> Result<Written, WriteError> {
-    write_shards_of(checkpoint, folder, options, host, MAX_SHARD_BYTES)
+    write_shards_of(checkpoint, folder, options, host, None, MAX_SHARD_BYTES)
+}
+
+/// Matrices to be packed, and in which layout.
+#[derive(Clone, Copy)]
+pub struct PackedMatrices<'a> {
+    /// The order of the numbers.
+    pub layout: PackedLayout,
+    /// Projections inside blocks, all of one scheme. Those that are not named stay floats.
+    pub matrices: &'a BTreeMap<TensorKey, Quantized>,
+}
+
+/// Writes the checkpoint as a Hugging Face folder with packed matrices. The others are f16, or f32 where
+/// [`WriteOptions::float`] asks for it; what the checkpoint holds of the packed ones is not looked at.
+///
+/// # Errors
+/// As [`write_hf_folder`]; and when a matrix is no projection of the model, schemes differ, the layout cannot hold a
+/// matrix, or of projections that runtimes fuse (query, key, value; gate, up) some are packed and some not.
+pub fn write_packed_folder(
+    checkpoint: &Checkpoint,
+    packed: PackedMatrices<'_>,
+    folder: &Path,
+    options: &WriteOptions,
+    host: &dyn Host,
+) -> Result<Written, WriteError> {
+    if let Some(Format::Bf16) = options.float {
+        return Err(WriteError::PackedFloat(Format::Bf16));
+    }
+    let scheme = scheme_of(checkpoint, packed)?;
+    let options = WriteOptions { float: options.float.or(Some(UNPACKED)), ..options.clone() };
+    let packed = scheme.map(|scheme| Packed { scheme, matrices: packed.matrices });
+    write_shards_of(checkpoint, folder, &options, host, packed.as_ref(), MAX_SHARD_BYTES)
+}
+
+/// The one scheme of all matrices; `None` when there are none.
+fn scheme_of(
+    checkpoint: &Checkpoint,
+    packed: PackedMatrices<'_>,
+) -> Result<Option<PackedScheme>, WriteError> {
+    let spec = checkpoint.spec();
+    let mut scheme: Option<PackedScheme> = None;
+    let whole_rows = packed.matrices.values().all(|matrix| matrix.n_groups() == 1);
+    for (&key, matrix) in packed.matrices {
+        let parts = matrix.parts();
+        if key.block.is_none() || !is_matrix(key) || !checkpoint.weights.keys().contains(&key) {
+            return Err(WriteError::NotPackable { key });
+        }
+        let (found, expected) = ([parts.rows, parts.columns], key.shape(spec));
+        if found[..] != expected {
+            return Err(WriteError::PackedShape { key, found, expected });
+        }
+        let its = PackedScheme {
+            layout: packed.layout,
+            bits: parts.bits,
+            group_size: (!whole_rows).then_some(parts.group_size),
+            symmetric: matrix.is_symmetric(),
+            column_order: parts.column_order.is_some(),
+        };
+        let all = scheme.get_or_insert(its);
+        if (its.bits, its.group_size) != (all.bits, all.group_size) {
+            let words = |s: &PackedScheme| match s.group_size {
+                Some(n) => format!("{} bits in groups of {n} columns", s.bits),
+                None => format!("{} bits and one scale a row", s.bits),
+            };
+            return Err(WriteError::MixedSchemes { key, found: words(&its), expected: words(all) });
+        }
+        all.symmetric &= its.symmetric;
+        all.column_order |= its.column_order;
+    }
+    check_fused(packed.matrices)?;
+    Ok(scheme)
+}
+
+/// Proves that what runtimes fuse is packed alike.
+fn check_fused(matrices: &BTreeMap<TensorKey, Quantized>) -> Result<(), WriteError> {
+    for (key, matrix) in matrices {
+        let Some(block) = key.block else { continue };
+        let roles = fused_roles(key.role);
+        let alike = |role| {
+            let other = matrices.get(&TensorKey::block(block, role));
+            other.is_some_and(|other| other.parts().column_order == matrix.parts().column_order)
+        };
+        if !roles.iter().all(|&role| alike(role)) {
+            let roles = roles.iter().map(|role| role.name()).collect::<Vec<_>>().join(", ");
+            return Err(WriteError::Fused { block, roles });
+        }
+    }
+    Ok(())
 }
 
 fn write_shards_of(
@@ -47,16 +132,25 @@ fn write_shards_of(
     folder: &Path,
     options: &WriteOptions,
     host: &dyn Host,
+    packed: Option<&Packed<'_>>,
     max_shard_bytes: u64,
 ) -> Result<Written, WriteError> {
     check_options(options)?;
-    let (tensors, notes) = written_formats(checkpoint, options.float)?;
+    let is_packed = |key: TensorKey| packed.is_some_and(|packed| packed.matrices.contains_key(&key));
+    let (tensors, notes) = written_formats(checkpoint, options.float, is_packed)?;
     let matrices = main_format(&tensors);
     let kept = |name: &str| checkpoint.extras.get(name).and_then(Value::as_object);
     let special = checkpoint.tokenizer.as_ref().map(|files| &files.special);
     let mut config = write_config(checkpoint.spec(), matrices, special, kept(CONFIG_EXTRA))?;
     if let Some(name) = &options.name {
         config.insert("_name_or_path".to_owned(), json!(name));
+    }
+    if let Some(packed) = packed {
+        let floats = tensors.iter().filter(|(key, _)| is_matrix(*key) && key.block.is_some());
+        let floats: Vec<String> = floats.map(|(key, _)| module_name(*key)).collect();
+        let has_head = !checkpoint.spec().tied_head;
+        let said = quantization_config(&packed.scheme, &floats, has_head);
+        config.insert("quantization_config".to_owned(), said);
     }
     let target = AtomicDir::create(folder, Existing::Refuse)?;
     let mut files = Files { folder: target.path(), n_bytes: 0 };
@@ -77,7 +171,7 @@ fn write_shards_of(
     if let Some(text) = sidecar::to_text(&checkpoint.extras, &checkpoint.lineage)? {
         files.put(sidecar::FILE, text.as_bytes())?;
     }
-    write_weights(checkpoint, &tensors, max_shard_bytes, host, &mut files)?;
+    write_weights(checkpoint, &tensors, packed, max_shard_bytes, host, &mut files)?;
     let file_bytes = files.n_bytes;
     target.commit()?;
     Ok(Written { file_bytes, tensors, notes })
@@ -95,10 +189,11 @@ fn generation_config(special: &SpecialTokens) -> Value {
 fn written_formats(
     checkpoint: &Checkpoint,
     float: Option<Format>,
+    is_packed: impl Fn(TensorKey) -> bool,
 ) -> Result<(Formats, Vec<String>), WriteError> {
     let mut n_packed = 0;
     let mut formats = Vec::with_capacity(checkpoint.weights.keys().len());
-    for &key in checkpoint.weights.keys() {
+    for &key in checkpoint.weights.keys().iter().filter(|key| !is_packed(**key)) {
         let stored = checkpoint.weights.format(key)?;
         let written = float.unwrap_or(if stored.is_float() { stored } else { UNPACKED });
         n_packed += usize::from(!stored.is_float());
@@ -124,85 +219,10 @@ fn main_format(formats: &[(TensorKey, Format)]) -> Format {
     counts.into_iter().max_by_key(|(_, n)| *n).map_or(Format::F32, |(format, _)| format)
 }
 
-/// Tensors in one file, or in shards with their index.
-fn write_weights(
-    checkpoint: &Checkpoint,
-    tensors: &[(TensorKey, Format)],
-    max_shard_bytes: u64,
-    host: &dyn Host,
-    files: &mut Files<'_>,
-) -> Result<(), WriteError> {
-    let (shards, total_bytes) = cut(checkpoint, tensors, max_shard_bytes)?;
-    let mut progress = Progress::begin(host, "writing safetensors", tensors.len());
-    let mut weight_map = BTreeMap::new();
-    for (index, shard) in shards.iter().enumerate() {
-        let file = match shards.len() {
-            1 => WEIGHTS_FILE.to_owned(),
-            n => format!("model-{:05}-of-{n:05}.safetensors", index + 1),
-        };
-        files.n_bytes += write_shard(checkpoint, shard, &files.folder.join(&file), &mut progress)?;
-        weight_map.extend(shard.iter().map(|(key, _)| (hf_name(*key), file.clone())));
-    }
-    if shards.len() > 1 {
-        let index = json!({ "metadata": { "total_size": total_bytes }, "weight_map": weight_map });
-        files.put_json(INDEX_FILE, &index)?;
-    }
-    Ok(())
-}
-
-type Shard<'a> = &'a [(TensorKey, Format)];
-
-/// Runs of tensors that fit a shard, a larger tensor in one of its own; and the bytes of all.
-fn cut<'a>(
-    checkpoint: &Checkpoint,
-    tensors: Shard<'a>,
-    max_shard_bytes: u64,
-) -> Result<(Vec<Shard<'a>>, u64), WriteError> {
-    let (mut shards, mut first, mut in_shard, mut total) = (Vec::new(), 0, 0_u64, 0_u64);
-    for (at, &(key, format)) in tensors.iter().enumerate() {
-        let n_bytes = Weight::bytes_for(&key.shape(checkpoint.spec()), format)
-            .map_err(|source| WriteError::Weight { name: hf_name(key), source })?
-            as u64;
-        if at > first && in_shard + n_bytes > max_shard_bytes {
-            shards.push(&tensors[first..at]);
-            (first, in_shard) = (at, 0);
-        }
-        in_shard += n_bytes;
-        total += n_bytes;
-    }
-    shards.push(&tensors[first..]);
-    Ok((shards, total))
-}
-
-fn write_shard(
-    checkpoint: &Checkpoint,
-    shard: Shard<'_>,
-    path: &Path,
-    progress: &mut Progress<'_>,
-) -> Result<u64, WriteError> {
-    let planned: Vec<PlannedSafeTensor> = shard
-        .iter()
-        .map(|&(key, format)| PlannedSafeTensor {
-            name: hf_name(key),
-            format,
-            shape: key.shape(checkpoint.spec()),
-        })
-        .collect();
-    // transformers asks for this entry.
-    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    let mut writer = SafetensorsWriter::create(path, &metadata, &planned)?;
-    for &(key, format) in shard {
-        let weight = read_checked(checkpoint, key)?;
-        writer.tensor(ready(key, &weight, format, &hf_name(key))?.bytes())?;
-        progress.advance()?;
-    }
-    Ok(writer.finish()?)
-}
-
 /// The small files of the folder.
-struct Files<'a> {
-    folder: &'a Path,
-    n_bytes: u64,
+pub(super) struct Files<'a> {
+    pub folder: &'a Path,
+    pub n_bytes: u64,
 }
 
 impl Files<'_> {
@@ -213,7 +233,7 @@ impl Files<'_> {
         Ok(())
     }
 
-    fn put_json(&mut self, name: &str, value: &impl serde::Serialize) -> Result<(), WriteError> {
+    pub fn put_json(&mut self, name: &str, value: &impl serde::Serialize) -> Result<(), WriteError> {
         let mut bytes = serde_json::to_vec_pretty(value)?;
         bytes.push(b'\n');
         self.put(name, &bytes)
@@ -224,9 +244,12 @@ impl Files<'_> {
 mod tests {
     use std::sync::Arc;
 
-    use slmc_ir::{Activation, Biases, Family, MemorySource, ModelSpec, Part, RopeScaling, SilentHost};
+    use slmc_ir::{
+        Activation, Biases, Family, MemorySource, ModelSpec, Part, RopeScaling, SilentHost, Weight,
+    };
 
     use super::*;
+    use crate::hf::weights::{INDEX_FILE, WEIGHTS_FILE};
 
     fn tiny() -> Checkpoint {
         let spec = ModelSpec {
@@ -267,7 +290,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (original, path) = (tiny(), folder.path().join("hf"));
         let options = WriteOptions::default();
-        write_shards_of(&original, &path, &options, &SilentHost, 600).unwrap();
+        write_shards_of(&original, &path, &options, &SilentHost, None, 600).unwrap();
         let shards: Vec<_> = fs::read_dir(&path)
             .unwrap()
             .map(|entry| entry.unwrap().path())
@@ -305,7 +328,7 @@ mod tests {
         weights.insert(norm, Weight::from_f32(vec![4], &[0.1, 1.0, 1.0, 1.0]).unwrap());
         let spec = checkpoint.spec().clone();
         checkpoint = checkpoint.with_weights(Arc::new(MemorySource::new(spec, weights).unwrap()));
-        let (formats, _) = written_formats(&checkpoint, Some(Format::F16)).unwrap();
+        let (formats, _) = written_formats(&checkpoint, Some(Format::F16), |_| false).unwrap();
         for (key, format) in formats {
             assert_eq!(format == Format::F32, key == norm, "{key}");
             assert_eq!(key.part, Part::Weight);

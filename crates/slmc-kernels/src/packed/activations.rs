@@ -31,8 +31,8 @@ pub(crate) struct Quants {
     pub weighted_sum: f32,
     /// `−Σ q`: what the weights' offset is multiplied by.
     pub minus_sum: i32,
-    /// `−Σ q` of the first sixteen.
-    pub minus_first: i32,
+    /// `−Σ q` of the first sixteen, and of the others.
+    pub minus_halves: [i16; 2],
 }
 
 /// Rows of activations, ready for products with any number of matrices of as many columns.
@@ -53,15 +53,14 @@ const ROWS_PER_TASK: usize = 8;
 /// Below this a block counts as zero: the inverse of its scale would be infinite.
 const SMALLEST: f32 = 1e-30;
 
-/// A row's blocks of 32 numbers, the last padded with zeros, each from what `number` gives for its columns.
+/// A row's blocks of 32 numbers, the last padded with zeros: `fill` gives those of some columns.
 #[inline(always)]
-fn quantize_row(blocks: &mut [Quants], n_columns: usize, number: impl Fn(usize) -> f32) {
+fn quantize_row(blocks: &mut [Quants], n_columns: usize, fill: impl Fn(Range<usize>, &mut [f32])) {
     for (b, block) in blocks.iter_mut().enumerate() {
-        let (first, n) = (b * BLOCK, BLOCK.min(n_columns - b * BLOCK));
+        let columns = b * BLOCK..n_columns.min((b + 1) * BLOCK);
         let mut numbers = [0.0; BLOCK];
-        for (i, to) in numbers[..n].iter_mut().enumerate() {
-            *to = number(first + i);
-        }
+        let n = columns.len();
+        fill(columns, &mut numbers[..n]);
         *block = quantize_block(&numbers);
     }
 }
@@ -72,7 +71,7 @@ dispatched! {
     fn quantize(rows: &[f32], blocks: &mut [Quants], n_columns: usize) {
         let blocks = blocks.chunks_exact_mut(n_columns.div_ceil(BLOCK));
         for (row, blocks) in rows.chunks_exact(n_columns).zip(blocks) {
-            quantize_row(blocks, row.len(), |i| row[i]);
+            quantize_row(blocks, row.len(), |columns, to| to.copy_from_slice(&row[columns]));
         }
     }
 }
@@ -83,7 +82,12 @@ dispatched! {
         for (row, blocks) in rows.chunks_exact(gain.len()).zip(blocks) {
             let mean_square = sum_pairs(row, row, |a, b| a * b) / gain.len() as f32;
             let inverse = 1.0 / (mean_square + eps).sqrt();
-            quantize_row(blocks, row.len().min(gain.len()), |i| row[i] * inverse * gain[i]);
+            quantize_row(blocks, gain.len(), |columns, to| {
+                // No index to check: such loops vectorize.
+                for ((to, x), gain) in to.iter_mut().zip(&row[columns.clone()]).zip(&gain[columns]) {
+                    *to = x * inverse * gain;
+                }
+            });
         }
     }
 }
@@ -105,7 +109,11 @@ dispatched! {
         let blocks = blocks.chunks_exact_mut(n_columns.div_ceil(BLOCK));
         let rows = gates.chunks_exact(n_columns).zip(ups.chunks_exact(n_columns));
         for ((gate, up), blocks) in rows.zip(blocks) {
-            quantize_row(blocks, gate.len().min(up.len()), |i| gated(gate[i], up[i]));
+            quantize_row(blocks, n_columns, |columns, to| {
+                for ((to, &gate), &up) in to.iter_mut().zip(&gate[columns.clone()]).zip(&up[columns]) {
+                    *to = gated(gate, up);
+                }
+            });
         }
     }
 }
@@ -135,28 +143,40 @@ fn quantize_block(numbers: &[f32; BLOCK]) -> Quants {
             lanes[i] = lanes[i].max(half[i].to_bits() & 0x7fff_ffff);
         }
     }
-    let largest = f32::from_bits(lanes.iter().fold(0, |a, &b| if a > b { a } else { b }));
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = lanes[i].max(lanes[i + width]);
+        }
+        width /= 2;
+    }
+    let largest = f32::from_bits(lanes[0]);
     if largest < SMALLEST {
         return Quants::default();
     }
     let (scale, inverse) = (largest / 127.0, 127.0 / largest);
-    let mut sums = [0_i32; 2];
-    let mut quants = [0_u8; BLOCK];
-    let halves = numbers.as_chunks::<LANES>().0.iter().zip(quants.as_chunks_mut::<LANES>().0).zip(&mut sums);
-    for ((numbers, quants), sum) in halves {
-        for i in 0..LANES {
-            let q = (numbers[i] * inverse + ROUND).to_bits() as i8;
-            quants[i] = q.cast_unsigned();
-            *sum += i32::from(q);
-        }
+    // Each step its own loop over whole registers, which the compiler vectorizes.
+    let mut wide = [0_i32; BLOCK];
+    for i in 0..BLOCK {
+        wide[i] = i32::from((numbers[i] * inverse + ROUND).to_bits() as i8);
+    }
+    let mut sums = [[0_i32; LANES / 2]; 2];
+    for i in 0..LANES / 2 {
+        sums[0][i] = wide[i] + wide[LANES / 2 + i];
+        sums[1][i] = wide[LANES + i] + wide[LANES + LANES / 2 + i];
+    }
+    let sums = sums.map(|lanes| lanes.iter().sum::<i32>());
+    let mut quants = [[0; 4]; BLOCK / 4];
+    for (q, &wide) in quants.as_flattened_mut().iter_mut().zip(&wide) {
+        *q = wide as u8;
     }
     let sum = sums[0] + sums[1];
     Quants {
-        quants: std::array::from_fn(|i| std::array::from_fn(|j| quants[4 * i + j])),
+        quants,
         scale,
         weighted_sum: scale * sum as f32,
         minus_sum: -sum,
-        minus_first: -sums[0],
+        minus_halves: sums.map(|sum| -sum as i16),
     }
 }
 
@@ -177,7 +197,7 @@ impl Activations {
     /// # Panics
     /// When `rows` are not whole rows.
     pub fn set(&mut self, rows: &[f32]) {
-        self.resize(rows);
+        self.resize(self.rows_of(rows));
         match self.precision {
             _ if rows.is_empty() => {}
             Precision::Int8 => quantize(rows, &mut self.blocks, self.n_columns),
@@ -190,7 +210,7 @@ impl Activations {
     /// # Panics
     /// When `rows` are not whole rows.
     pub fn set_with(&mut self, rows: &[f32], team: &Team) {
-        self.resize(rows);
+        self.resize(self.rows_of(rows));
         let d = self.n_columns;
         self.fill(team, &|range, part| match part {
             Part::Int8(blocks) => quantize(&rows[range], blocks, d),
@@ -204,24 +224,47 @@ impl Activations {
     /// When `rows` are not whole rows, or `gain` is not one.
     pub fn set_rms_norm(&mut self, rows: &[f32], gain: &[f32], eps: f32, team: &Team) {
         assert_eq!(gain.len(), self.n_columns, "one gain a column");
-        self.resize(rows);
+        self.resize(self.rows_of(rows));
         self.fill(team, &|range, part| match part {
             Part::Int8(blocks) => quantize_normed(&rows[range], gain, eps, blocks),
             Part::Float(floats) => norm(&rows[range], gain, eps, floats),
         });
     }
 
-    /// Takes in `silu(gates) · ups`, row by row ([`swiglu`](crate::swiglu)): the bits of multiplying, then setting.
+    /// Takes in `silu(gate) · up` of `n_rows` rows, of which `gate_up` gives both ([`swiglu`](crate::swiglu)): the bits of
+    /// multiplying, then setting.
     ///
     /// # Panics
-    /// When `gates` are not whole rows, or `ups` not as many.
-    pub fn set_swiglu(&mut self, gates: &[f32], ups: &[f32], team: &Team) {
-        assert_eq!(gates.len(), ups.len(), "as many gates as ups");
-        self.resize(gates);
+    /// When a gate or an up is not a row long.
+    pub fn set_swiglu<'a>(
+        &mut self,
+        n_rows: usize,
+        gate_up: &(dyn Fn(usize) -> [&'a [f32]; 2] + Sync),
+        team: &Team,
+    ) {
         let d = self.n_columns;
-        self.fill(team, &|range, part| match part {
-            Part::Int8(blocks) => quantize_gated(&gates[range.clone()], &ups[range], blocks, d),
-            Part::Float(floats) => gate(&gates[range.clone()], &ups[range], floats),
+        self.resize(n_rows);
+        self.fill(team, &|range, part| {
+            let rows = range.start / d..range.end / d;
+            let row = |row: usize| {
+                let [gates, ups] = gate_up(row);
+                assert!(gates.len() == d && ups.len() == d, "a gate and an up for each column");
+                [gates, ups]
+            };
+            match part {
+                Part::Int8(blocks) => {
+                    for (r, blocks) in rows.zip(blocks.chunks_exact_mut(d.div_ceil(BLOCK))) {
+                        let [gates, ups] = row(r);
+                        quantize_gated(gates, ups, blocks, d);
+                    }
+                }
+                Part::Float(floats) => {
+                    for (r, floats) in rows.zip(floats.chunks_exact_mut(d)) {
+                        let [gates, ups] = row(r);
+                        gate(gates, ups, floats);
+                    }
+                }
+            }
         });
     }
 
@@ -245,14 +288,19 @@ impl Activations {
         });
     }
 
-    fn resize(&mut self, rows: &[f32]) {
+    /// Rows of this many numbers.
+    fn rows_of(&self, rows: &[f32]) -> usize {
         assert!(rows.len().is_multiple_of(self.n_columns.max(1)), "whole rows of activations");
-        self.n_rows = rows.len() / self.n_columns.max(1);
+        rows.len() / self.n_columns.max(1)
+    }
+
+    fn resize(&mut self, n_rows: usize) {
+        self.n_rows = n_rows;
         match self.precision {
             Precision::Int8 => {
                 self.blocks.resize(self.n_rows * self.n_columns.div_ceil(BLOCK), Quants::default());
             }
-            Precision::Float => self.floats.resize(rows.len(), 0.0),
+            Precision::Float => self.floats.resize(n_rows * self.n_columns, 0.0),
         }
     }
 

@@ -140,21 +140,22 @@ pub(super) fn matmul<S: Simd>(
             for (t, numbers) in numbers[..n_tokens].iter_mut().enumerate() {
                 x.dequantize(token + t, first, &mut numbers[..columns.len()]);
             }
-            let strip = Strip { out, n_rows: matrix.n_rows(), tile: tiles.start, first_column: first, token };
             let weights = &panel.0[..columns.len()];
-            match n_tokens {
-                1 => strip.add::<S, 1>(s, weights, &numbers),
-                2 => strip.add::<S, 2>(s, weights, &numbers),
-                3 => strip.add::<S, 3>(s, weights, &numbers),
-                4 => strip.add::<S, 4>(s, weights, &numbers),
-                5 => strip.add::<S, 5>(s, weights, &numbers),
-                _ => strip.add::<S, TOKENS>(s, weights, &numbers),
+            let strip = Strip { out, n_rows: matrix.n_rows(), tile: tiles.start, first_column: first, token };
+            if S::FEW_REGISTERS {
+                for at in 0..tiles.len() {
+                    Strip { tile: tiles.start + at, ..strip }
+                        .add_all::<S, 1>(s, weights, at, &numbers, n_tokens);
+                }
+            } else {
+                strip.add_all::<S, PANEL_TILES>(s, weights, 0, &numbers, n_tokens);
             }
         }
     }
 }
 
 /// Some tokens' outputs of a panel.
+#[derive(Clone, Copy)]
 struct Strip<'a> {
     out: &'a SharedOut<'a, f32>,
     n_rows: usize,
@@ -175,14 +176,36 @@ impl Strip<'_> {
         }
     }
 
+    /// Adds what `N` tiles of the panel from number `from` on give for `n_tokens` tokens.
     #[inline(always)]
-    fn add<S: Simd, const T: usize>(
+    fn add_all<S: Simd, const N: usize>(
         &self,
         s: S,
         weights: &[[[f32; ROWS]; PANEL_TILES]],
+        from: usize,
+        x: &[[f32; PANEL_COLUMNS]; TOKENS],
+        n_tokens: usize,
+    ) {
+        match n_tokens {
+            1 => self.add::<S, 1, N>(s, weights, from, x),
+            2 => self.add::<S, 2, N>(s, weights, from, x),
+            3 => self.add::<S, 3, N>(s, weights, from, x),
+            4 => self.add::<S, 4, N>(s, weights, from, x),
+            5 => self.add::<S, 5, N>(s, weights, from, x),
+            _ => self.add::<S, TOKENS, N>(s, weights, from, x),
+        }
+    }
+
+    #[inline(always)]
+    #[allow(clippy::needless_range_loop)] // Indices are what registers are.
+    fn add<S: Simd, const T: usize, const N: usize>(
+        &self,
+        s: S,
+        weights: &[[[f32; ROWS]; PANEL_TILES]],
+        from: usize,
         x: &[[f32; PANEL_COLUMNS]; TOKENS],
     ) {
-        let mut sums = [[s.splat(0.0); PANEL_TILES]; T];
+        let mut sums = [[s.splat(0.0); N]; T];
         if self.first_column > 0 {
             for (t, sums) in sums.iter_mut().enumerate() {
                 for (at, sum) in sums.iter_mut().enumerate() {
@@ -194,11 +217,15 @@ impl Strip<'_> {
             }
         }
         for (column, weights) in weights.iter().enumerate() {
-            let weights = [s.load(&weights[0]), s.load(&weights[1])];
+            let mut held = [s.splat(0.0); N];
+            for at in 0..N {
+                held[at] = s.load(&weights[from + at]);
+            }
             for t in 0..T {
                 let x = s.splat(x[t][column]);
-                sums[t][0] = s.fma(weights[0], x, sums[t][0]);
-                sums[t][1] = s.fma(weights[1], x, sums[t][1]);
+                for at in 0..N {
+                    sums[t][at] = s.fma(held[at], x, sums[t][at]);
+                }
             }
         }
         for (t, sums) in sums.into_iter().enumerate() {

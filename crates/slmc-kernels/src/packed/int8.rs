@@ -10,7 +10,7 @@ use super::{
     activations::{Activations, Quants},
     layout::Layout,
     out::SharedOut,
-    simd::{ROWS, Simd},
+    simd::{ROWS, Simd, groups_a_sum},
 };
 
 /// A laid-out matrix, activations, and where the product goes.
@@ -73,21 +73,20 @@ fn load<S: Simd>(s: S, out: &[f32]) -> S::Floats {
     }
 }
 
-/// What a sum of the block's half (or of all of it) starts with: the offset's share.
+/// What the sum of a block begins with: the offset's share. `centred` when levels are taken as `level - 128`.
 #[inline(always)]
-fn start<S: Simd, L: Layout>(s: S, x: &Quants, half: usize) -> S::Ints {
-    let minus_sum = match (L::HALF_SCALES, half) {
-        (false, _) => x.minus_sum,
-        (true, 0) => x.minus_first,
-        (true, _) => x.minus_sum - x.minus_first,
-    };
-    let offset = if L::WIDE && S::CENTRES_WIDE { 0 } else { L::OFFSET };
-    s.mul_ints(s.splat_int(minus_sum), s.splat_int(offset))
-}
-
-#[inline(always)]
-fn dot<S: Simd, L: Layout>(s: S, sums: S::Ints, levels: S::Bytes, x: S::Bytes) -> S::Ints {
-    if L::WIDE { s.dot::<true>(sums, levels, x) } else { s.dot::<false>(sums, levels, x) }
+fn start<S: Simd, L: Layout>(s: S, x: &Quants, half_scales: &[S::Ints; 3], centred: bool) -> S::Ints {
+    if L::OFFSET == 0 || centred {
+        return s.splat_int(0);
+    }
+    // A shift does it: all offsets are powers of two.
+    match L::OFFSET {
+        8 => s.splat_shifted::<3>(x.minus_sum),
+        16 => s.splat_shifted::<4>(x.minus_sum),
+        32 if L::HALF_SCALES => s.shift_left::<5>(s.half_sums(x.minus_halves, half_scales)),
+        128 => s.splat_shifted::<7>(x.minus_sum),
+        _ => unreachable!("no format has another offset"),
+    }
 }
 
 /// How far ahead levels are asked for, in bytes.
@@ -115,7 +114,7 @@ pub(super) fn matvec<S: Simd, L: Layout, const T: usize>(s: S, operands: &Operan
             let half_scales = L::half_scales(s, scales, b % L::UNIT);
             for t in 0..T {
                 let x = &rows[t][b];
-                let dot = block_dot::<S, L>(s, &groups, half_scales, x);
+                let dot = block_dot::<S, L>(s, &groups, &half_scales, x);
                 sums[t] = s.fma(s.to_floats(dot), s.mul(scale, s.splat(x.scale)), sums[t]);
                 if L::HAS_MINS {
                     sums[t] = s.fma(min, s.splat(x.weighted_sum), sums[t]);
@@ -134,24 +133,36 @@ pub(super) fn matvec<S: Simd, L: Layout, const T: usize>(s: S, operands: &Operan
 fn block_dot<S: Simd, L: Layout>(
     s: S,
     groups: &[S::Bytes; 8],
-    half_scales: [S::Ints; 2],
+    half_scales: &[S::Ints; 3],
     x: &Quants,
 ) -> S::Ints {
-    let mut first = start::<S, L>(s, x, 0);
-    let mut second = if L::HALF_SCALES { start::<S, L>(s, x, 1) } else { s.splat_int(0) };
-    for g in 0..4 {
-        first = dot::<S, L>(s, first, groups[g], s.splat_bytes(x.quants[g]));
-    }
-    if L::HALF_SCALES {
-        for g in 4..8 {
-            second = dot::<S, L>(s, second, groups[g], s.splat_bytes(x.quants[g]));
+    let mut dot = start::<S, L>(s, x, half_scales, S::CENTRES_WIDE && L::WIDE);
+    if L::WIDE {
+        for g in 0..8 {
+            dot = s.dot::<true>(dot, groups[g], s.splat_bytes(x.quants[g]));
         }
-        return s.add_ints(s.mul_ints(first, half_scales[0]), s.mul_ints(second, half_scales[1]));
+        return dot;
     }
-    for g in 4..8 {
-        first = dot::<S, L>(s, first, groups[g], s.splat_bytes(x.quants[g]));
+    let n = groups_of::<S, L>();
+    for part in 0..8 / n {
+        let begin = if L::HALF_SCALES { s.splat_int(0) } else { dot };
+        let mut sums = s.begin(begin);
+        for g in part * n..(part + 1) * n {
+            sums = s.accumulate(sums, groups[g], s.splat_bytes(x.quants[g]));
+        }
+        dot = if L::HALF_SCALES {
+            s.finish_half(dot, sums, half_scales[part * n / 4])
+        } else {
+            s.finish(dot, sums)
+        };
     }
-    first
+    dot
+}
+
+/// Groups in a sum; the halves of a block are apart when their scales are.
+const fn groups_of<S: Simd, L: Layout>() -> usize {
+    let n = groups_a_sum(S::SHORT_SUMS, if L::WIDE { 15 } else { L::MOST });
+    if L::HALF_SCALES && n > 4 { 4 } else { n }
 }
 
 /// Tiles of a panel.
@@ -161,52 +172,58 @@ const PANEL_BLOCKS: usize = 18;
 
 /// Two tiles' levels and scales, unpacked, of some blocks: read again and again for all tokens.
 #[repr(align(64))]
-struct Panel {
-    levels: [[[[u8; 64]; PANEL_TILES]; 8]; PANEL_BLOCKS],
-    scales: [[[f32; ROWS]; PANEL_TILES]; PANEL_BLOCKS],
-    mins: [[[f32; ROWS]; PANEL_TILES]; PANEL_BLOCKS],
-    half_scales: [[[[i32; ROWS]; 2]; PANEL_TILES]; PANEL_BLOCKS],
+struct Panel([TilePanel; PANEL_TILES]);
+
+/// One tile's. Levels beyond 127 are in two halves where sums are short: the low nibbles, then the high ones.
+#[repr(align(64))]
+struct TilePanel {
+    levels: [[[u8; 64]; 16]; PANEL_BLOCKS],
+    scales: [[f32; ROWS]; PANEL_BLOCKS],
+    mins: [[f32; ROWS]; PANEL_BLOCKS],
+    half_scales: [[[i32; ROWS]; 3]; PANEL_BLOCKS],
 }
 
-impl Panel {
+impl TilePanel {
     /// Zeros: a tile beyond the matrix's end stays so.
-    fn new() -> Self {
-        Self {
-            levels: [[[[0; 64]; PANEL_TILES]; 8]; PANEL_BLOCKS],
-            scales: [[[0.0; ROWS]; PANEL_TILES]; PANEL_BLOCKS],
-            mins: [[[0.0; ROWS]; PANEL_TILES]; PANEL_BLOCKS],
-            half_scales: [[[[0; ROWS]; 2]; PANEL_TILES]; PANEL_BLOCKS],
-        }
-    }
+    const NEW: Self = Self {
+        levels: [[[0; 64]; 16]; PANEL_BLOCKS],
+        scales: [[0.0; ROWS]; PANEL_BLOCKS],
+        mins: [[0.0; ROWS]; PANEL_BLOCKS],
+        half_scales: [[[0; ROWS]; 3]; PANEL_BLOCKS],
+    };
 
     #[inline(always)]
-    fn fill<S: Simd, L: Layout>(
-        &mut self,
-        s: S,
-        operands: &Operands<'_>,
-        tiles: Range<usize>,
-        blocks: Range<usize>,
-    ) {
-        for (at, tile) in tiles.enumerate() {
-            let (levels, scales) = (operands.tile_levels::<L>(tile), operands.tile_scales::<L>(tile));
-            for (i, b) in blocks.clone().enumerate() {
-                let groups = L::groups(s, &levels[b * L::LEVELS..][..L::LEVELS]);
-                for (g, group) in groups.into_iter().enumerate() {
-                    s.store_bytes(group, &mut self.levels[i][g][at]);
+    fn fill<S: Simd, L: Layout>(&mut self, s: S, operands: &Operands<'_>, tile: usize, blocks: Range<usize>) {
+        let (levels, scales) = (operands.tile_levels::<L>(tile), operands.tile_scales::<L>(tile));
+        for (i, b) in blocks.enumerate() {
+            let groups = L::groups(s, &levels[b * L::LEVELS..][..L::LEVELS]);
+            for (g, group) in groups.into_iter().enumerate() {
+                if in_nibbles::<S, L>() {
+                    let [low, high] = s.nibbles(group);
+                    s.store_bytes(low, &mut self.levels[i][g]);
+                    s.store_bytes(high, &mut self.levels[i][8 + g]);
+                } else {
+                    s.store_bytes(group, &mut self.levels[i][g]);
                 }
-                let scales = &scales[b / L::UNIT * L::SCALES..][..L::SCALES];
-                s.store(L::scale(s, scales, b % L::UNIT), &mut self.scales[i][at]);
-                if L::HAS_MINS {
-                    s.store(L::min(s, scales, b % L::UNIT), &mut self.mins[i][at]);
-                }
-                if L::HALF_SCALES {
-                    let [first, second] = L::half_scales(s, scales, b % L::UNIT);
-                    s.store_ints(first, &mut self.half_scales[i][at][0]);
-                    s.store_ints(second, &mut self.half_scales[i][at][1]);
+            }
+            let scales = &scales[b / L::UNIT * L::SCALES..][..L::SCALES];
+            s.store(L::scale(s, scales, b % L::UNIT), &mut self.scales[i]);
+            if L::HAS_MINS {
+                s.store(L::min(s, scales, b % L::UNIT), &mut self.mins[i]);
+            }
+            if L::HALF_SCALES {
+                let all = L::half_scales(s, scales, b % L::UNIT);
+                for (scale, to) in all.into_iter().zip(&mut self.half_scales[i]) {
+                    s.store_ints(scale, to);
                 }
             }
         }
     }
+}
+
+/// Whether a panel holds levels as low and high nibbles.
+const fn in_nibbles<S: Simd, L: Layout>() -> bool {
+    S::SHORT_SUMS && L::WIDE
 }
 
 /// Many tokens against one panel's tiles.
@@ -217,43 +234,59 @@ pub(super) fn matmul<S: Simd, L: Layout>(
     tiles: Range<usize>,
     tokens: Range<usize>,
 ) {
-    let mut panel = Panel::new();
+    let mut panel = Panel([TilePanel::NEW; PANEL_TILES]);
     // Stretches of about the same length, none longer than a panel.
     let n_stretches = operands.n_blocks.div_ceil(PANEL_BLOCKS);
     let stretch = operands.n_blocks.div_ceil(n_stretches.max(1)).max(1);
     for first in (0..operands.n_blocks).step_by(stretch) {
         let blocks = first..operands.n_blocks.min(first + stretch);
-        panel.fill::<S, L>(s, operands, tiles.clone(), blocks.clone());
-        let mut token = tokens.start;
-        if !S::FEW_REGISTERS {
-            while token + 4 <= tokens.end {
-                strip::<S, L, 4>(s, operands, &panel, tiles.start, blocks.clone(), token);
-                token += 4;
+        for (tile, panel) in tiles.clone().zip(&mut panel.0) {
+            panel.fill::<S, L>(s, operands, tile, blocks.clone());
+        }
+        if S::FEW_REGISTERS {
+            for (tile, panel) in tiles.clone().zip(&panel.0) {
+                strips::<S, L, 1>(s, operands, std::array::from_ref(panel), tile, &blocks, tokens.clone());
             }
-        }
-        while token + 2 <= tokens.end {
-            strip::<S, L, 2>(s, operands, &panel, tiles.start, blocks.clone(), token);
-            token += 2;
-        }
-        if token < tokens.end {
-            strip::<S, L, 1>(s, operands, &panel, tiles.start, blocks, token);
+        } else {
+            strips::<S, L, PANEL_TILES>(s, operands, &panel.0, tiles.start, &blocks, tokens.clone());
         }
     }
 }
 
-/// `T` tokens against a panel: the sums of both tiles stay in registers.
-#[allow(clippy::needless_range_loop)] // as above
+/// All tokens against a panel's tiles, a few at a time.
 #[inline(always)]
-fn strip<S: Simd, L: Layout, const T: usize>(
+fn strips<S: Simd, L: Layout, const N: usize>(
     s: S,
     operands: &Operands<'_>,
-    panel: &Panel,
+    panel: &[TilePanel; N],
     first_tile: usize,
-    blocks: Range<usize>,
+    blocks: &Range<usize>,
+    tokens: Range<usize>,
+) {
+    let mut token = tokens.start;
+    while token + 4 <= tokens.end {
+        strip::<S, L, 4, N>(s, operands, panel, first_tile, blocks, token);
+        token += 4;
+    }
+    while token < tokens.end {
+        strip::<S, L, 1, N>(s, operands, panel, first_tile, blocks, token);
+        token += 1;
+    }
+}
+
+/// `T` tokens against the `N` tiles of a panel, whose sums stay in registers.
+#[allow(clippy::needless_range_loop)] // as above
+#[inline(always)]
+fn strip<S: Simd, L: Layout, const T: usize, const N: usize>(
+    s: S,
+    operands: &Operands<'_>,
+    panel: &[TilePanel; N],
+    first_tile: usize,
+    blocks: &Range<usize>,
     first_token: usize,
 ) {
     let mut rows = [&[] as &[Quants]; T];
-    let mut sums = [[s.splat(0.0); PANEL_TILES]; T];
+    let mut sums = [[s.splat(0.0); N]; T];
     for t in 0..T {
         rows[t] = &operands.row(first_token + t)[blocks.clone()];
         if blocks.start > 0 {
@@ -263,41 +296,14 @@ fn strip<S: Simd, L: Layout, const T: usize>(
         }
     }
     for b in 0..blocks.len() {
-        let levels = &panel.levels[b];
-        let mut dots = [[s.splat_int(0); PANEL_TILES]; T];
-        let n_parts = if L::HALF_SCALES { 2 } else { 1 };
-        for half in 0..n_parts {
-            let mut parts = [[s.splat_int(0); PANEL_TILES]; T];
-            for t in 0..T {
-                parts[t] = [start::<S, L>(s, &rows[t][b], half); PANEL_TILES];
-            }
-            let groups = if L::HALF_SCALES { 4 * half..4 * half + 4 } else { 0..8 };
-            for g in groups {
-                let levels = [s.load_bytes(&levels[g][0]), s.load_bytes(&levels[g][1])];
-                for t in 0..T {
-                    let x = s.splat_bytes(rows[t][b].quants[g]);
-                    parts[t][0] = dot::<S, L>(s, parts[t][0], levels[0], x);
-                    parts[t][1] = dot::<S, L>(s, parts[t][1], levels[1], x);
-                }
-            }
-            for t in 0..T {
-                for at in 0..PANEL_TILES {
-                    dots[t][at] = if L::HALF_SCALES {
-                        let scale = s.load_ints(&panel.half_scales[b][at][half]);
-                        s.add_ints(dots[t][at], s.mul_ints(parts[t][at], scale))
-                    } else {
-                        parts[t][at]
-                    };
-                }
-            }
-        }
+        let dots = strip_dots::<S, L, T, N>(s, panel, &rows, b);
         for t in 0..T {
             let x = &rows[t][b];
-            for at in 0..PANEL_TILES {
-                let scale = s.mul(s.load(&panel.scales[b][at]), s.splat(x.scale));
+            for at in 0..N {
+                let scale = s.mul(s.load(&panel[at].scales[b]), s.splat(x.scale));
                 sums[t][at] = s.fma(s.to_floats(dots[t][at]), scale, sums[t][at]);
                 if L::HAS_MINS {
-                    let min = s.load(&panel.mins[b][at]);
+                    let min = s.load(&panel[at].mins[b]);
                     sums[t][at] = s.fma(min, s.splat(x.weighted_sum), sums[t][at]);
                 }
             }
@@ -308,6 +314,72 @@ fn strip<S: Simd, L: Layout, const T: usize>(
             store(s, sum, operands.out(first_token + t, first_tile + at));
         }
     }
+}
+
+/// The integer sums of one block.
+#[allow(clippy::needless_range_loop)] // as above
+#[inline(always)]
+fn strip_dots<S: Simd, L: Layout, const T: usize, const N: usize>(
+    s: S,
+    panel: &[TilePanel; N],
+    rows: &[&[Quants]; T],
+    b: usize,
+) -> [[S::Ints; N]; T] {
+    let mut half_scales = [[s.splat_int(0); 3]; N];
+    if L::HALF_SCALES {
+        for at in 0..N {
+            for i in 0..3 {
+                half_scales[at][i] = s.load_ints(&panel[at].half_scales[b][i]);
+            }
+        }
+    }
+    let mut dots = [[s.splat_int(0); N]; T];
+    // Short sums begin at zero, and their first values would only take registers away from them.
+    if !S::SHORT_SUMS {
+        for t in 0..T {
+            for at in 0..N {
+                dots[t][at] = start::<S, L>(s, &rows[t][b], &half_scales[at], false);
+            }
+        }
+    }
+    let n = groups_of::<S, L>();
+    let n_parts = if in_nibbles::<S, L>() { 16 / n } else { 8 / n };
+    for part in 0..n_parts {
+        let apart = L::HALF_SCALES || part * n >= 8;
+        let mut sums = [[s.begin(s.splat_int(0)); N]; T];
+        if !apart {
+            for t in 0..T {
+                for at in 0..N {
+                    sums[t][at] = s.begin(dots[t][at]);
+                }
+            }
+        }
+        for g in part * n..(part + 1) * n {
+            for at in 0..N {
+                let levels = s.load_bytes(&panel[at].levels[b][g]);
+                for t in 0..T {
+                    let x = s.splat_bytes(rows[t][b].quants[g % 8]);
+                    sums[t][at] = s.accumulate(sums[t][at], levels, x);
+                }
+            }
+        }
+        for t in 0..T {
+            for at in 0..N {
+                let (mut dot, sums) = (dots[t][at], sums[t][at]);
+                if S::SHORT_SUMS && part == 0 {
+                    dot = start::<S, L>(s, &rows[t][b], &half_scales[at], false);
+                }
+                dots[t][at] = if L::HALF_SCALES {
+                    s.finish_half(dot, sums, half_scales[at][part * n / 4])
+                } else if apart {
+                    s.finish_16(dot, sums)
+                } else {
+                    s.finish(dot, sums)
+                };
+            }
+        }
+    }
+    dots
 }
 
 /// Units of a row from `first_unit` on, in the format's own bytes, as many as `bytes` hold.

@@ -70,6 +70,7 @@ macro_rules! k_layout {
             const LEVELS: usize = if $fifths { 320 } else { 256 };
             const SCALES: usize = BYTES + GROUPS * 2 * ROWS;
             const OFFSET: i32 = 0;
+            const MOST: i32 = if $fifths { 31 } else { 15 };
             const HAS_MINS: bool = true;
 
             #[inline(always)]
@@ -136,6 +137,7 @@ impl Layout for Q6K {
     const LEVELS: usize = 384;
     const SCALES: usize = HALVES + GROUPS * 2 * ROWS;
     const OFFSET: i32 = 32;
+    const MOST: i32 = 63;
     const HALF_SCALES: bool = true;
 
     #[inline(always)]
@@ -152,9 +154,9 @@ impl Layout for Q6K {
         s.load_f16(part(scales, 0))
     }
     #[inline(always)]
-    fn half_scales<S: Simd>(s: S, scales: &[u8], block: usize) -> [S::Ints; 2] {
+    fn half_scales<S: Simd>(s: S, scales: &[u8], block: usize) -> [S::Ints; 3] {
         let first = HALVES + 2 * ROWS * block;
-        [s.load_i8(part(scales, first)), s.load_i8(part(scales, first + ROWS))]
+        s.half_scales(part(scales, first), part(scales, first + ROWS))
     }
     fn put_scales(unit: &[u8], row: usize, scales: &mut [u8]) {
         put_half(&unit[208..], row, scales);

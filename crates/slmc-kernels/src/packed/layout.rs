@@ -24,8 +24,10 @@ pub(super) trait Layout: 'static {
     const SCALES: usize;
     /// What is subtracted from levels.
     const OFFSET: i32;
+    /// The largest level.
+    const MOST: i32;
     /// Whether levels may exceed 127. The offset is 128 then.
-    const WIDE: bool = false;
+    const WIDE: bool = Self::MOST > 127;
     /// Whether there are minimums.
     const HAS_MINS: bool = false;
     /// Whether each half of a block has an integer scale of its own, beside the unit's.
@@ -42,8 +44,8 @@ pub(super) trait Layout: 'static {
     }
     /// The integer scales of both halves of block `block` of the unit.
     #[inline(always)]
-    fn half_scales<S: Simd>(s: S, _scales: &[u8], _block: usize) -> [S::Ints; 2] {
-        [s.splat_int(1); 2]
+    fn half_scales<S: Simd>(s: S, _scales: &[u8], _block: usize) -> [S::Ints; 3] {
+        [s.splat_int(1); 3]
     }
 
     /// Lays out the levels of a unit of one row.
@@ -125,7 +127,7 @@ pub(super) const HALVES: usize = 2 * ROWS;
 /// A layout of a 32-block of nibbles after an f16 scale, and perhaps an f16 minimum and fifth bits.
 macro_rules! block_layout {
     ($(#[$meta:meta])* $name:ident, $format:ident, offset $offset:expr, mins $mins:expr, fifths $fifths:expr,
-     wide $wide:expr, |$s:ident, $levels:ident| $groups:expr) => {
+     most $most:expr, |$s:ident, $levels:ident| $groups:expr) => {
         $(#[$meta])*
         pub(super) struct $name;
 
@@ -134,7 +136,7 @@ macro_rules! block_layout {
             const LEVELS: usize = if $fifths { 320 } else { 256 };
             const SCALES: usize = if $mins { 2 * HALVES } else { HALVES };
             const OFFSET: i32 = $offset;
-            const WIDE: bool = $wide;
+            const MOST: i32 = $most;
             const HAS_MINS: bool = $mins;
 
             #[inline(always)]
@@ -182,23 +184,23 @@ macro_rules! block_layout {
 
 block_layout!(
     /// `scale · (level − 8)`.
-    Q4_0, Q4_0, offset 8, mins false, fifths false, wide false, |s, levels| nibble_groups(s, levels)
+    Q4_0, Q4_0, offset 8, mins false, fifths false, most 15, |s, levels| nibble_groups(s, levels)
 );
 block_layout!(
     /// `scale · level + min`.
-    Q4_1, Q4_1, offset 0, mins true, fifths false, wide false, |s, levels| nibble_groups(s, levels)
+    Q4_1, Q4_1, offset 0, mins true, fifths false, most 15, |s, levels| nibble_groups(s, levels)
 );
 block_layout!(
     /// `scale · (level − 16)`.
-    Q5_0, Q5_0, offset 16, mins false, fifths true, wide false, |s, levels| five_bit_groups(s, levels)
+    Q5_0, Q5_0, offset 16, mins false, fifths true, most 31, |s, levels| five_bit_groups(s, levels)
 );
 block_layout!(
     /// `scale · level + min`.
-    Q5_1, Q5_1, offset 0, mins true, fifths true, wide false, |s, levels| five_bit_groups(s, levels)
+    Q5_1, Q5_1, offset 0, mins true, fifths true, most 31, |s, levels| five_bit_groups(s, levels)
 );
 block_layout!(
     /// `scale · step[level]`: the levels are looked up before they are multiplied.
-    Iq4Nl, Iq4Nl, offset 128, mins false, fifths false, wide true, |s, levels| stepped_groups(s, levels)
+    Iq4Nl, Iq4Nl, offset 128, mins false, fifths false, most 255, |s, levels| stepped_groups(s, levels)
 );
 
 /// The steps of IQ4_NL (`kvalues_iq4nl` in ggml) and 128.
@@ -221,7 +223,7 @@ impl Layout for Q8_0 {
     const LEVELS: usize = 512;
     const SCALES: usize = HALVES;
     const OFFSET: i32 = 128;
-    const WIDE: bool = true;
+    const MOST: i32 = 255;
 
     #[inline(always)]
     fn groups<S: Simd>(s: S, levels: &[u8]) -> [S::Bytes; 8] {

@@ -27,13 +27,16 @@ use slmc_ir::{Format, Weight, WeightError};
 
 pub use activations::{Activations, Precision};
 pub use aligned::Store;
-pub use peak::byte_products;
+pub use peak::{Sweep, byte_products};
 
 use crate::Team;
 use aligned::AlignedBytes;
 pub(crate) use out::SharedOut;
-use select::{Isa, Plan, Product};
-use simd::ROWS;
+pub(crate) use select::Isa;
+use select::{Plan, Product};
+pub(crate) use simd::{ROWS, Simd, portable::Portable};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use simd::{avx2::Avx2, avx512::Avx512};
 
 /// A weight matrix, laid out for products.
 #[derive(Clone, Debug)]

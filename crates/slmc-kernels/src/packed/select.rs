@@ -19,7 +19,7 @@ use crate::dispatch::allowed;
 
 /// An instruction set that this CPU has.
 #[derive(Clone, Copy)]
-pub(super) enum Isa {
+pub(crate) enum Isa {
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
     #[cfg(target_arch = "x86_64")]
@@ -29,7 +29,7 @@ pub(super) enum Isa {
 
 impl Isa {
     /// The fastest that the CPU has.
-    pub(super) fn best() -> Self {
+    pub(crate) fn best() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
             if let Some(isa) = Avx512::detect().filter(|_| allowed(2)) {

@@ -207,7 +207,8 @@ fn activations_are_the_references() {
                 block.quants.as_flattened().iter().map(|q| i32::from(q.cast_signed())).collect();
             assert_eq!((found.as_slice(), block.scale), (&quants[..], scale));
             assert_eq!(block.minus_sum, -quants.iter().sum::<i32>());
-            assert_eq!(block.minus_first, -quants[..16].iter().sum::<i32>());
+            let halves = [&quants[..16], &quants[16..]].map(|half| -half.iter().sum::<i32>() as i16);
+            assert_eq!(block.minus_halves, halves);
             assert_eq!(block.weighted_sum, scale * quants.iter().sum::<i32>() as f32);
         }
         let mut shared = Activations::new(n_columns, Precision::Int8);
@@ -304,7 +305,8 @@ fn norms_and_gates_are_those_of_the_separate_steps() {
         found.set_rms_norm(&rows, &gain, 1e-5, &team);
         let expected = activations(&normed, n_columns, precision);
         assert_eq!((&found.blocks, &found.floats), (&expected.blocks, &expected.floats));
-        found.set_swiglu(&rows, &ups, &team);
+        let row = |row: usize| [&rows, &ups].map(|x| &x[row * n_columns..(row + 1) * n_columns]);
+        found.set_swiglu(n_rows, &row, &team);
         let expected = activations(&gated, n_columns, precision);
         assert_eq!((&found.blocks, &found.floats), (&expected.blocks, &expected.floats));
     }

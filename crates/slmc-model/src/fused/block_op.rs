@@ -17,17 +17,21 @@ use burn::{
 };
 
 use super::{
-    FlexTensor, TrackedTensor,
-    block::{
-        ATTN_NORM, ATTN_OUTPUT, DOWN, FFN_NORM, GATE, HIDDEN, Inputs, KEY, KEY_NORM, Kept, N_INPUTS, QUERY,
-        QUERY_NORM, Sizes, UP, VALUE, backward, forward,
-    },
-    contiguous, flex_tensor, from_plain, from_tracked, into_numbers, numbers, plain, tracked,
+    FlexTensor, TrackedTensor, contiguous, flex_tensor, from_plain, from_tracked, into_numbers, numbers,
+    plain, tracked,
 };
 use crate::{
     decoder::{Block, Decoder, Projection},
     forward::Captured,
     rope::RopeTable,
+    slices::{
+        block::{CapturedNumbers, Kept, backward, forward},
+        inputs::{
+            ATTN_NORM, ATTN_OUTPUT, DOWN, FFN_NORM, GATE, HIDDEN, Inputs, KEY, KEY_NORM, N_INPUTS,
+            N_PROJECTIONS, QUERY, QUERY_NORM, Sizes, UP, VALUE,
+        },
+        projection::Numbers,
+    },
 };
 
 /// Runs the block on flex; `None` on other devices. What the projections were given is handed out only when
@@ -54,7 +58,7 @@ pub(crate) fn block(
     Some((from_tracked(out), capture.then(|| captured(found, batch, seq))))
 }
 
-fn captured(numbers: super::block::CapturedNumbers, batch: usize, seq: usize) -> Captured {
+fn captured(numbers: CapturedNumbers, batch: usize, seq: usize) -> Captured {
     let tensor = |numbers: Vec<f32>| {
         let columns = numbers.len() / (batch * seq);
         from_plain(flex_tensor(numbers, &[batch, seq, columns]))
@@ -100,7 +104,9 @@ fn gather<T>(
 }
 
 fn views(inputs: &[Option<FlexTensor>; N_INPUTS]) -> Inputs<'_> {
-    inputs.each_ref().map(|tensor| tensor.as_ref().map(numbers))
+    let numbers =
+        inputs.each_ref().map(|tensor| tensor.as_ref().map(|tensor| Numbers::Plain(numbers(tensor))));
+    Inputs { numbers, adapters: [None; N_PROJECTIONS], starts: None }
 }
 
 /// What the node keeps until the way back.
@@ -123,7 +129,7 @@ impl Backward<Flex, N_INPUTS> for BlockBackward {
         let State { sizes, inputs, rope, kept } = ops.state;
         let wanted = ops.parents.each_ref().map(Option::is_some);
         let found = backward(sizes, &views(&inputs), &rope, kept, d_out, wanted);
-        for ((parent, gradient), input) in ops.parents.into_iter().zip(found).zip(&inputs) {
+        for ((parent, gradient), input) in ops.parents.into_iter().zip(found.inputs).zip(&inputs) {
             if let (Some(parent), Some(gradient), Some(input)) = (parent, gradient, input) {
                 register(grads, parent.id, gradient, input);
             }
@@ -142,7 +148,7 @@ fn node(
     sizes: Sizes,
     inputs: [Option<TrackedTensor>; N_INPUTS],
     rope: &Arc<RopeTable>,
-) -> (TrackedTensor, super::block::CapturedNumbers) {
+) -> (TrackedTensor, CapturedNumbers) {
     // A tensor that the model does not have takes part as an untracked number.
     let guards = inputs.each_ref().map(|tensor| match tensor {
         Some(tensor) => tensor.node(),

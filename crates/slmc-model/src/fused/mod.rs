@@ -3,12 +3,10 @@
 //! Plain flex runs element-wise operations on one thread, copies for every transpose and keeps the scores of
 //! all heads; here a block is one operation on slices (`slmc-kernels`), and Burn's autodiff sees one node for it.
 
-mod block;
 mod block_op;
 mod loss;
 mod loss_op;
 mod norm_op;
-mod passes;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -21,7 +19,6 @@ use burn::{
 pub(crate) use block_op::block;
 pub(crate) use loss::{distillation, logits, next_token};
 pub(crate) use norm_op::rms_norm;
-pub use passes::{BlockPass, HeadPass, HeadSeen, Seen};
 pub(crate) use step::{adamw, scatter_add, sum, sum_of_squares};
 
 /// A tensor of the flex device.

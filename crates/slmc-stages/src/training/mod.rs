@@ -67,7 +67,42 @@ impl Training {
     }
 }
 
-fn precision_of(config: &TrainConfig) -> Result<Precision, String> {
+/// The loop's settings, from a stage's.
+pub(crate) fn loop_settings(
+    config: &TrainConfig,
+    precision: Precision,
+    distill: Option<DistillSettings>,
+    seed: u64,
+) -> TrainSettings {
+    let budget = match config.budget() {
+        Ok(Budget::Minutes(minutes)) => slmc_train::Budget::Minutes(minutes),
+        Ok(Budget::Tokens(tokens)) => slmc_train::Budget::Tokens(tokens),
+        Ok(Budget::Steps(steps)) => slmc_train::Budget::Steps(steps),
+        // Proved when the stage was made.
+        Err(_) => slmc_train::Budget::Steps(0),
+    };
+    TrainSettings {
+        budget,
+        batch_size: config.batch_size,
+        seq_len: config.seq_len,
+        accumulate: config.accumulate,
+        learning_rate: config.learning_rate,
+        final_learning_rate: Some(config.learning_rate * config.final_learning_rate_share),
+        warmup_steps: config.warmup_steps,
+        weight_decay: config.weight_decay,
+        clip_norm: config.clip_norm,
+        eval_every: config.eval_every,
+        checkpoint_every: config.checkpoint_every,
+        seed,
+        recompute: config.recompute,
+        freeze_embedding: config.freeze_embedding,
+        precision,
+        distill,
+        ..TrainSettings::default()
+    }
+}
+
+pub(crate) fn precision_of(config: &TrainConfig) -> Result<Precision, String> {
     match config.precision.as_str() {
         "f32" => Ok(Precision::F32),
         "bf16" => Ok(Precision::Bf16),
@@ -76,36 +111,6 @@ fn precision_of(config: &TrainConfig) -> Result<Precision, String> {
 }
 
 impl Training {
-    fn settings(&self, precision: Precision, seed: u64) -> TrainSettings {
-        let config = &self.config;
-        let budget = match config.budget() {
-            Ok(Budget::Minutes(minutes)) => slmc_train::Budget::Minutes(minutes),
-            Ok(Budget::Tokens(tokens)) => slmc_train::Budget::Tokens(tokens),
-            Ok(Budget::Steps(steps)) => slmc_train::Budget::Steps(steps),
-            // Proved when the stage was made.
-            Err(_) => slmc_train::Budget::Steps(0),
-        };
-        TrainSettings {
-            budget,
-            batch_size: config.batch_size,
-            seq_len: config.seq_len,
-            accumulate: config.accumulate,
-            learning_rate: config.learning_rate,
-            final_learning_rate: Some(config.learning_rate * config.final_learning_rate_share),
-            warmup_steps: config.warmup_steps,
-            weight_decay: config.weight_decay,
-            clip_norm: config.clip_norm,
-            eval_every: config.eval_every,
-            checkpoint_every: config.checkpoint_every,
-            seed,
-            recompute: config.recompute,
-            freeze_embedding: config.freeze_embedding,
-            precision,
-            distill: self.teaching.as_ref().map(|teaching| teaching.settings),
-            ..TrainSettings::default()
-        }
-    }
-
     /// What products are computed in here: f32 where bf16 is asked for and cannot be had.
     fn precision(&self, student: &Decoder, host: &dyn Host, fallbacks: &mut Vec<String>) -> Precision {
         // Proved when the stage was made.
@@ -205,7 +210,8 @@ impl Stage for Training {
         let student = load(&input, &device)?;
         let teacher_decoder = teacher.as_ref().map(|teacher| load(teacher, &device)).transpose()?;
         let precision = self.precision(&student, context.host, &mut fallbacks);
-        let mut settings = self.settings(precision, context.seed);
+        let distill = self.teaching.as_ref().map(|teaching| teaching.settings);
+        let mut settings = loop_settings(&self.config, precision, distill, context.seed);
         if let (slmc_train::Budget::Minutes(minutes), Some((text, _))) = (&mut settings.budget, &sampled) {
             *minutes -= text.seconds / 60.0;
             if *minutes <= 0.0 {
@@ -252,7 +258,7 @@ impl Stage for Training {
 }
 
 /// The float format of a model's matrices; f16 where they are packed.
-fn float_of(outline: &Outline) -> Format {
+pub(crate) fn float_of(outline: &Outline) -> Format {
     let matrix = outline.formats.iter().find(|(key, _)| key.role.is_matrix());
     matrix.map(|&(_, format)| format).filter(|format| format.is_float()).unwrap_or(Format::F16)
 }

@@ -91,7 +91,8 @@ impl BatchSource for Counting {
             return Err(TrainError::Data { index, message: "the machine died".to_owned() });
         }
         let (batch_size, seq_len) = (self.n_sequences, self.seq_len);
-        let mut batch = Batch { inputs: vec![], targets: vec![], loss_mask: None, batch_size, seq_len };
+        let mut batch =
+            Batch { inputs: vec![], targets: vec![], loss_mask: None, starts: None, batch_size, seq_len };
         let n = self.n_sequences as u64;
         (index * n..(index + 1) * n).for_each(|i| self.sequence(i, &mut batch));
         Ok(batch)

@@ -10,7 +10,7 @@ use super::{Simd, proven};
 
 /// AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
-pub(in crate::packed) struct Avx2(());
+pub(crate) struct Avx2(());
 
 impl Avx2 {
     /// The proof, where the CPU has it all.
@@ -70,6 +70,19 @@ fn dot_half<const WIDE: bool>(sums: __m256i, levels: __m256i, x: __m256i) -> __m
     })
 }
 
+/// The same register, about which the compiler knows nothing more: calls stay in the order of the source. It would
+/// take sums apart otherwise, and reorder them until sixteen registers are not enough.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn in_order(mut register: __m256i) -> __m256i {
+    // SAFETY: there is no instruction.
+    #[allow(unsafe_code)]
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(ymm_reg) register, options(nomem, nostack, preserves_flags));
+    }
+    register
+}
+
 /// 16 in each byte whose bit is set.
 #[inline(always)]
 fn fifths(bits: u32) -> __m256i {
@@ -89,8 +102,10 @@ impl Simd for Avx2 {
     type Bytes = [__m256i; 2];
     type Ints = [__m256i; 2];
     type Floats = [__m256; 2];
+    type Sums = [__m256i; 2];
     const CENTRES_WIDE: bool = true;
     const FEW_REGISTERS: bool = true;
+    const SHORT_SUMS: bool = true;
 
     #[inline(always)]
     fn load_bytes(self, from: &[u8; 64]) -> Self::Bytes {
@@ -145,13 +160,49 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn splat_int(self, x: i32) -> Self::Ints {
-        [proven!(_mm256_set1_epi32(x)); 2]
+    fn begin(self, _start: Self::Ints) -> Self::Sums {
+        [proven!(_mm256_setzero_si256()); 2]
     }
     #[inline(always)]
-    fn load_i8(self, from: &[u8; 16]) -> Self::Ints {
-        let from = halves(from);
-        both!(|i| _mm256_cvtepi8_epi32(load_8(from[i])))
+    fn accumulate(self, sums: Self::Sums, levels: Self::Bytes, x: Self::Bytes) -> Self::Sums {
+        both!(|i| in_order(_mm256_add_epi16(sums[i], _mm256_maddubs_epi16(levels[i], x[i]))))
+    }
+    #[inline(always)]
+    fn finish(self, start: Self::Ints, sums: Self::Sums) -> Self::Ints {
+        let one = proven!(_mm256_set1_epi16(1));
+        both!(|i| _mm256_add_epi32(start[i], _mm256_madd_epi16(sums[i], one)))
+    }
+    #[inline(always)]
+    fn finish_16(self, start: Self::Ints, sums: Self::Sums) -> Self::Ints {
+        let sixteen = proven!(_mm256_set1_epi16(16));
+        both!(|i| _mm256_add_epi32(start[i], _mm256_madd_epi16(sums[i], sixteen)))
+    }
+    #[inline(always)]
+    fn finish_half(self, start: Self::Ints, sums: Self::Sums, scale: Self::Ints) -> Self::Ints {
+        both!(|i| _mm256_add_epi32(start[i], _mm256_madd_epi16(sums[i], scale[i])))
+    }
+    /// Pairs of 16 bits, one factor for each of the two sums of a row: twice the first, twice the second, and both.
+    #[inline(always)]
+    fn half_scales(self, first: &[u8; 16], second: &[u8; 16]) -> [Self::Ints; 3] {
+        proven!({
+            let first = _mm_loadu_si128(first.as_ptr().cast());
+            let second = _mm_loadu_si128(second.as_ptr().cast());
+            let pairs = |a, b| {
+                [_mm256_cvtepi8_epi16(_mm_unpacklo_epi8(a, b)), _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(a, b))]
+            };
+            [pairs(first, first), pairs(second, second), pairs(first, second)]
+        })
+    }
+    #[inline(always)]
+    fn half_sums(self, minus: [i16; 2], scales: &[Self::Ints; 3]) -> Self::Ints {
+        let [first, second] = minus.map(i16::to_le_bytes);
+        let minus = self.splat_bytes([first[0], first[1], second[0], second[1]]);
+        both!(|i| _mm256_madd_epi16(minus[i], scales[2][i]))
+    }
+
+    #[inline(always)]
+    fn splat_int(self, x: i32) -> Self::Ints {
+        [proven!(_mm256_set1_epi32(x)); 2]
     }
     #[inline(always)]
     fn load_ints(self, from: &[i32; 16]) -> Self::Ints {
@@ -165,8 +216,14 @@ impl Simd for Avx2 {
         });
     }
     #[inline(always)]
-    fn mul_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints {
-        both!(|i| _mm256_mullo_epi32(a[i], b[i]))
+    fn splat_shifted<const N: i32>(self, x: i32) -> Self::Ints {
+        // A broadcast load and a shift: left alone, the compiler shifts first and then moves between register files.
+        let x = proven!(in_order(_mm256_set1_epi32(x)));
+        [proven!(_mm256_slli_epi32::<N>(x)); 2]
+    }
+    #[inline(always)]
+    fn shift_left<const N: i32>(self, a: Self::Ints) -> Self::Ints {
+        both!(|i| _mm256_slli_epi32::<N>(a[i]))
     }
     #[inline(always)]
     fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints {
@@ -195,6 +252,10 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn load_f16(self, from: &[u8; 32]) -> Self::Floats {
         both!(|i| _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().add(16 * i).cast())))
+    }
+    #[inline(always)]
+    fn load_halves(self, from: &[u16; 16]) -> Self::Floats {
+        both!(|i| _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().add(8 * i).cast())))
     }
     #[inline(always)]
     fn load_bf16(self, from: &[u8; 32]) -> Self::Floats {

@@ -6,7 +6,7 @@ use super::{Simd, proven};
 
 /// AVX-512 F, BW, DQ, VL and VNNI.
 #[derive(Clone, Copy)]
-pub(in crate::packed) struct Avx512(());
+pub(crate) struct Avx512(());
 
 impl Avx512 {
     /// The proof, where the CPU has it all.
@@ -20,8 +20,10 @@ impl Simd for Avx512 {
     type Bytes = __m512i;
     type Ints = __m512i;
     type Floats = __m512;
+    type Sums = __m512i;
     const CENTRES_WIDE: bool = false;
     const FEW_REGISTERS: bool = false;
+    const SHORT_SUMS: bool = false;
 
     #[inline(always)]
     fn load_bytes(self, from: &[u8; 64]) -> __m512i {
@@ -75,12 +77,44 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn splat_int(self, x: i32) -> __m512i {
-        proven!(_mm512_set1_epi32(x))
+    fn begin(self, start: __m512i) -> __m512i {
+        start
     }
     #[inline(always)]
-    fn load_i8(self, from: &[u8; 16]) -> __m512i {
-        proven!(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast())))
+    fn accumulate(self, sums: __m512i, levels: __m512i, x: __m512i) -> __m512i {
+        proven!(_mm512_dpbusd_epi32(sums, levels, x))
+    }
+    #[inline(always)]
+    fn finish(self, _start: __m512i, sums: __m512i) -> __m512i {
+        sums
+    }
+    #[inline(always)]
+    fn finish_16(self, start: __m512i, sums: __m512i) -> __m512i {
+        proven!(_mm512_add_epi32(start, _mm512_slli_epi32::<4>(sums)))
+    }
+    #[inline(always)]
+    fn finish_half(self, start: __m512i, sums: __m512i, scale: __m512i) -> __m512i {
+        proven!(_mm512_add_epi32(start, _mm512_mullo_epi32(sums, scale)))
+    }
+    #[inline(always)]
+    fn half_scales(self, first: &[u8; 16], second: &[u8; 16]) -> [__m512i; 3] {
+        proven!({
+            let first = _mm512_cvtepi8_epi32(_mm_loadu_si128(first.as_ptr().cast()));
+            let second = _mm512_cvtepi8_epi32(_mm_loadu_si128(second.as_ptr().cast()));
+            [first, second, _mm512_setzero_si512()]
+        })
+    }
+    #[inline(always)]
+    fn half_sums(self, minus: [i16; 2], scales: &[__m512i; 3]) -> __m512i {
+        proven!({
+            let [first, second] = minus.map(|minus| _mm512_set1_epi32(i32::from(minus)));
+            _mm512_add_epi32(_mm512_mullo_epi32(first, scales[0]), _mm512_mullo_epi32(second, scales[1]))
+        })
+    }
+
+    #[inline(always)]
+    fn splat_int(self, x: i32) -> __m512i {
+        proven!(_mm512_set1_epi32(x))
     }
     #[inline(always)]
     fn load_ints(self, from: &[i32; 16]) -> __m512i {
@@ -91,8 +125,12 @@ impl Simd for Avx512 {
         proven!(_mm512_storeu_si512(to.as_mut_ptr().cast(), ints));
     }
     #[inline(always)]
-    fn mul_ints(self, a: __m512i, b: __m512i) -> __m512i {
-        proven!(_mm512_mullo_epi32(a, b))
+    fn splat_shifted<const N: i32>(self, x: i32) -> __m512i {
+        self.splat_int(x << N)
+    }
+    #[inline(always)]
+    fn shift_left<const N: i32>(self, a: __m512i) -> __m512i {
+        proven!(_mm512_sll_epi32(a, _mm_cvtsi32_si128(N)))
     }
     #[inline(always)]
     fn add_ints(self, a: __m512i, b: __m512i) -> __m512i {
@@ -117,6 +155,10 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn load_f16(self, from: &[u8; 32]) -> __m512 {
+        proven!(_mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())))
+    }
+    #[inline(always)]
+    fn load_halves(self, from: &[u16; 16]) -> __m512 {
         proven!(_mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())))
     }
     #[inline(always)]

@@ -11,21 +11,25 @@ pub(super) mod avx512;
 pub(super) mod portable;
 
 /// Rows of a tile: the 32-bit lanes of the widest register.
-pub(super) const ROWS: usize = 16;
+pub(crate) const ROWS: usize = 16;
 
 /// An instruction set.
-pub(super) trait Simd: Copy {
+pub(crate) trait Simd: Copy {
     /// Four bytes for each row.
     type Bytes: Copy;
     /// An i32 for each row.
     type Ints: Copy;
     /// An f32 for each row.
     type Floats: Copy;
+    /// Sums of a few groups of four columns, before they are [`finish`](Simd::finish)ed.
+    type Sums: Copy;
 
     /// Whether `dot` takes levels above 127 as `level - 128`. Their offset of 128 is then not subtracted again.
     const CENTRES_WIDE: bool;
-    /// Tokens whose sums the matrix product keeps in registers: 4 or 2.
+    /// Whether registers hold the sums of one tile of a few tokens, not of two.
     const FEW_REGISTERS: bool;
+    /// Whether [`Sums`](Simd::Sums) have 16 bits, and overflow after some groups: [`groups_a_sum`].
+    const SHORT_SUMS: bool;
 
     fn load_bytes(self, from: &[u8; 64]) -> Self::Bytes;
     fn store_bytes(self, bytes: Self::Bytes, to: &mut [u8; 64]);
@@ -44,12 +48,28 @@ pub(super) trait Simd: Copy {
     /// `WIDE` when levels may exceed 127.
     fn dot<const WIDE: bool>(self, sums: Self::Ints, levels: Self::Bytes, x: Self::Bytes) -> Self::Ints;
 
+    /// Sums that begin at `start`, which [`finish`](Simd::finish) is given again.
+    fn begin(self, start: Self::Ints) -> Self::Sums;
+    /// `sums + Σ levels · x` over the four bytes of each row: levels up to 127, in as many groups as fit. Where
+    /// registers are few, the compiler keeps the order of the calls: it would spill otherwise.
+    fn accumulate(self, sums: Self::Sums, levels: Self::Bytes, x: Self::Bytes) -> Self::Sums;
+    /// `start` and the sums that began there.
+    fn finish(self, start: Self::Ints, sums: Self::Sums) -> Self::Ints;
+    /// `start + 16 · sums`, of sums that began at zero.
+    fn finish_16(self, start: Self::Ints, sums: Self::Sums) -> Self::Ints;
+    /// `start + scale · sums`, of sums that began at zero, with a scale of [`half_scales`](Simd::half_scales).
+    fn finish_half(self, start: Self::Ints, sums: Self::Sums, scale: Self::Ints) -> Self::Ints;
+    /// Scales, signed bytes, of the two halves of a block; what they are the instruction set's own business.
+    fn half_scales(self, first: &[u8; 16], second: &[u8; 16]) -> [Self::Ints; 3];
+    /// `Σ scale · minus` over the halves.
+    fn half_sums(self, minus: [i16; 2], scales: &[Self::Ints; 3]) -> Self::Ints;
+
     fn splat_int(self, x: i32) -> Self::Ints;
-    /// Sign-extended.
-    fn load_i8(self, from: &[u8; 16]) -> Self::Ints;
     fn load_ints(self, from: &[i32; 16]) -> Self::Ints;
     fn store_ints(self, ints: Self::Ints, to: &mut [i32; 16]);
-    fn mul_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
+    /// `x · 2^N`.
+    fn splat_shifted<const N: i32>(self, x: i32) -> Self::Ints;
+    fn shift_left<const N: i32>(self, a: Self::Ints) -> Self::Ints;
     fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
 
     fn splat(self, x: f32) -> Self::Floats;
@@ -59,6 +79,8 @@ pub(super) trait Simd: Copy {
     fn load_f32(self, from: &[u8; 64]) -> Self::Floats;
     /// Sixteen IEEE half-precision numbers, little-endian.
     fn load_f16(self, from: &[u8; 32]) -> Self::Floats;
+    /// Sixteen IEEE half-precision numbers.
+    fn load_halves(self, from: &[u16; 16]) -> Self::Floats;
     /// Sixteen upper halves of f32, little-endian.
     fn load_bf16(self, from: &[u8; 32]) -> Self::Floats;
     /// Sixteen bytes, unsigned.
@@ -69,6 +91,19 @@ pub(super) trait Simd: Copy {
     fn fma(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
     /// Asks for the cache line at an address that may be anything.
     fn prefetch(self, at: *const u8);
+}
+
+/// Groups of four columns that a sum of levels up to `most` holds: of 16 bits, each lane of which gets two products
+/// a group, `2 · most · 127`.
+pub(super) const fn groups_a_sum(short: bool, most: i32) -> usize {
+    let groups = if short { 32767 / (2 * 127 * most) } else { 8 };
+    // A power of two, so that blocks are whole sums.
+    match groups {
+        8.. => 8,
+        4..8 => 4,
+        2..4 => 2,
+        _ => 1,
+    }
 }
 
 /// Runs intrinsics for a value that proves that the CPU has them.

@@ -6,7 +6,7 @@ use super::{ROWS, Simd};
 
 /// No instruction set in particular.
 #[derive(Clone, Copy)]
-pub(in crate::packed) struct Portable;
+pub(crate) struct Portable;
 
 #[inline(always)]
 fn each<T: Copy, U, const N: usize>(a: [T; N], f: impl Fn(T) -> U) -> [U; N] {
@@ -27,8 +27,10 @@ impl Simd for Portable {
     type Bytes = [u8; 64];
     type Ints = [i32; ROWS];
     type Floats = [f32; ROWS];
+    type Sums = [i32; ROWS];
     const CENTRES_WIDE: bool = false;
     const FEW_REGISTERS: bool = true;
+    const SHORT_SUMS: bool = false;
 
     #[inline(always)]
     fn load_bytes(self, from: &[u8; 64]) -> [u8; 64] {
@@ -71,12 +73,37 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn splat_int(self, x: i32) -> [i32; ROWS] {
-        [x; ROWS]
+    fn begin(self, start: [i32; ROWS]) -> [i32; ROWS] {
+        start
     }
     #[inline(always)]
-    fn load_i8(self, from: &[u8; 16]) -> [i32; ROWS] {
-        each(*from, |x| i32::from(x.cast_signed()))
+    fn accumulate(self, sums: [i32; ROWS], levels: [u8; 64], x: [u8; 64]) -> [i32; ROWS] {
+        self.dot::<false>(sums, levels, x)
+    }
+    #[inline(always)]
+    fn finish(self, _start: [i32; ROWS], sums: [i32; ROWS]) -> [i32; ROWS] {
+        sums
+    }
+    #[inline(always)]
+    fn finish_16(self, start: [i32; ROWS], sums: [i32; ROWS]) -> [i32; ROWS] {
+        pairwise(start, sums, |start, sum| start + 16 * sum)
+    }
+    #[inline(always)]
+    fn finish_half(self, start: [i32; ROWS], sums: [i32; ROWS], scale: [i32; ROWS]) -> [i32; ROWS] {
+        self.add_ints(start, pairwise(sums, scale, |sum, scale| sum * scale))
+    }
+    #[inline(always)]
+    fn half_scales(self, first: &[u8; 16], second: &[u8; 16]) -> [[i32; ROWS]; 3] {
+        [first, second, &[0; 16]].map(|scales| each(*scales, |x| i32::from(x.cast_signed())))
+    }
+    #[inline(always)]
+    fn half_sums(self, minus: [i16; 2], scales: &[[i32; ROWS]; 3]) -> [i32; ROWS] {
+        pairwise(scales[0], scales[1], |a, b| i32::from(minus[0]) * a + i32::from(minus[1]) * b)
+    }
+
+    #[inline(always)]
+    fn splat_int(self, x: i32) -> [i32; ROWS] {
+        [x; ROWS]
     }
     #[inline(always)]
     fn load_ints(self, from: &[i32; ROWS]) -> [i32; ROWS] {
@@ -87,8 +114,12 @@ impl Simd for Portable {
         *to = ints;
     }
     #[inline(always)]
-    fn mul_ints(self, a: [i32; ROWS], b: [i32; ROWS]) -> [i32; ROWS] {
-        pairwise(a, b, i32::wrapping_mul)
+    fn splat_shifted<const N: i32>(self, x: i32) -> [i32; ROWS] {
+        [x << N; ROWS]
+    }
+    #[inline(always)]
+    fn shift_left<const N: i32>(self, a: [i32; ROWS]) -> [i32; ROWS] {
+        each(a, |a| a << N)
     }
     #[inline(always)]
     fn add_ints(self, a: [i32; ROWS], b: [i32; ROWS]) -> [i32; ROWS] {
@@ -115,6 +146,10 @@ impl Simd for Portable {
     #[inline(always)]
     fn load_f16(self, from: &[u8; 32]) -> [f32; ROWS] {
         std::array::from_fn(|i| f16_to_f32(half(from, i)))
+    }
+    #[inline(always)]
+    fn load_halves(self, from: &[u16; 16]) -> [f32; ROWS] {
+        each(*from, f16_to_f32)
     }
     #[inline(always)]
     fn load_bf16(self, from: &[u8; 32]) -> [f32; ROWS] {

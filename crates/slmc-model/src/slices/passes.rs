@@ -11,9 +11,13 @@ use slmc_kernels::{
     rms_norm_backward,
 };
 
-use super::block::{
-    ATTN_NORM, ATTN_OUTPUT, DOWN, FFN_NORM, GATE, HIDDEN, Inputs, KEY, KEY_NORM, N_INPUTS, QUERY, QUERY_NORM,
-    Sizes, UP, VALUE, backward_seeing, forward,
+use super::{
+    block::{backward_seeing, forward},
+    inputs::{
+        ATTN_NORM, ATTN_OUTPUT, DOWN, FFN_NORM, GATE, HIDDEN, Inputs, KEY, KEY_NORM, N_INPUTS, N_PROJECTIONS,
+        QUERY, QUERY_NORM, Sizes, UP, VALUE,
+    },
+    projection::Numbers,
 };
 use crate::{
     LoadError,
@@ -81,9 +85,9 @@ impl BlockPass {
     }
 
     fn inputs<'a>(&'a self, hidden: &'a [f32]) -> Inputs<'a> {
-        let mut inputs = self.tensors.each_ref().map(Option::as_deref);
-        inputs[HIDDEN] = Some(hidden);
-        inputs
+        let mut numbers = self.tensors.each_ref().map(|tensor| tensor.as_deref().map(Numbers::Plain));
+        numbers[HIDDEN] = Some(Numbers::Plain(hidden));
+        Inputs { numbers, adapters: [None; N_PROJECTIONS], starts: None }
     }
 
     /// Hidden states `[batch, seq, d_model]` after the block.

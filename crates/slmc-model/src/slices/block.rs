@@ -1,76 +1,28 @@
 //! One block on slices: attention and MLP, forward and backward.
 //!
-//! Kept for the way back, for each token: the two residual streams, query, key, value and mix, and gate and up.
-//! Norms, SwiGLU's product and attention's probabilities are computed again.
+//! Kept for the way back, for each token: the two residual streams, query, key, value and mix, and (where asked for) gate
+//! and up. Norms, SwiGLU's product and attention's probabilities are computed again.
 
-use slmc_ir::ModelSpec;
+use std::borrow::Cow;
+
 use slmc_kernels::{
-    AttentionShape, Matrix, MatrixMut, Products, Update, add_row, attention, attention_backward, column_sums,
+    AttentionShape, Matrix, MatrixMut, Update, add_row, attention, attention_backward, column_sums,
     from_heads, multiply_in, rms_norm, rms_norm_again, rms_norm_backward, rotate, rotate_back, swiglu,
     swiglu_backward, to_heads,
 };
 
+use super::{
+    inputs::{
+        ATTN_NORM, ATTN_OUTPUT, DOWN, FFN_NORM, GATE, Gradients, HIDDEN, Inputs, KEY, KEY_NORM, N_INPUTS,
+        N_PROJECTIONS, QUERY, QUERY_NORM, Sizes, UP, VALUE,
+    },
+    projection::{FactorsRef, Numbers, adapter_slot},
+};
 use crate::rope::RopeTable;
-
-/// What goes into a block: the hidden states, four norms, and weight and bias of seven projections.
-pub(super) const N_INPUTS: usize = 19;
-pub(super) const HIDDEN: usize = 0;
-pub(super) const ATTN_NORM: usize = 1;
-pub(super) const QUERY_NORM: usize = 2;
-pub(super) const KEY_NORM: usize = 3;
-pub(super) const FFN_NORM: usize = 4;
-/// The projections' weights; each one's bias comes next.
-pub(super) const QUERY: usize = 5;
-pub(super) const KEY: usize = 7;
-pub(super) const VALUE: usize = 9;
-pub(super) const ATTN_OUTPUT: usize = 11;
-pub(super) const GATE: usize = 13;
-pub(super) const UP: usize = 15;
-pub(super) const DOWN: usize = 17;
-
-/// The inputs' numbers; `None` where the model has no such tensor.
-pub(super) type Inputs<'a> = [Option<&'a [f32]>; N_INPUTS];
-/// Their gradients; `None` where none was asked for.
-pub(super) type Gradients = [Option<Vec<f32>>; N_INPUTS];
-
-/// Sizes of a block's pass.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Sizes {
-    pub attention: AttentionShape,
-    pub d_model: usize,
-    pub d_ff: usize,
-    pub eps: f32,
-    pub products: Products,
-}
-
-impl Sizes {
-    pub fn new(spec: &ModelSpec, batch: usize, seq: usize, products: Products) -> Self {
-        let ModelSpec { n_heads, n_kv_heads, d_head, d_model, d_ff, norm_eps, .. } = *spec;
-        Self {
-            attention: AttentionShape { batch, n_heads, n_kv_heads, seq, d_head },
-            d_model,
-            d_ff,
-            eps: norm_eps,
-            products,
-        }
-    }
-
-    fn n_tokens(&self) -> usize {
-        self.attention.batch * self.attention.seq
-    }
-
-    fn heads(&self, n_heads: usize) -> [usize; 3] {
-        [n_heads, self.attention.seq, self.attention.d_head]
-    }
-
-    fn d_query(&self) -> usize {
-        self.attention.n_heads * self.attention.d_head
-    }
-}
 
 /// What the way back needs.
 #[derive(Clone, Debug)]
-pub(super) struct Kept {
+pub(crate) struct Kept {
     attn_inverse: Vec<f32>,
     query: Heads,
     key: Heads,
@@ -80,7 +32,20 @@ pub(super) struct Kept {
     log_sums: Vec<f32>,
     after_attention: Vec<f32>,
     ffn_inverse: Vec<f32>,
-    gate_up: Vec<f32>,
+    /// `None` where they are computed again.
+    gate_up: Option<Vec<f32>>,
+    /// The projections' inputs times their factors `A`, `[n_tokens, rank]`, scaled.
+    low: [Option<Vec<f32>>; N_PROJECTIONS],
+}
+
+impl Kept {
+    /// Without gate and up, which take half of the memory: they are computed again on the way back.
+    pub(crate) fn without_gate_up(mut self) -> Self {
+        self.gate_up = None;
+        self.low[adapter_slot(GATE)] = None;
+        self.low[adapter_slot(UP)] = None;
+        self
+    }
 }
 
 /// Rotated queries or keys in head order.
@@ -92,24 +57,34 @@ struct Heads {
 }
 
 /// What the projections were given, in token order.
-pub(super) struct CapturedNumbers {
+pub(crate) struct CapturedNumbers {
     pub attn_input: Vec<f32>,
     pub attn_mix: Vec<f32>,
     pub ffn_input: Vec<f32>,
     pub ffn_product: Vec<f32>,
 }
 
-pub(super) struct Forward {
+pub(crate) struct Forward {
     pub out: Vec<f32>,
     pub kept: Kept,
     pub captured: CapturedNumbers,
 }
 
 fn required<'a>(inputs: &Inputs<'a>, slot: usize) -> &'a [f32] {
-    inputs[slot].expect("a block has all its matrices and norms")
+    match inputs.numbers[slot] {
+        Some(Numbers::Plain(numbers)) => numbers,
+        // Only the projections' matrices are ever packed.
+        _ => panic!("a block has all its norms, as numbers"),
+    }
 }
 
-/// `out (+)= x · Wᵀ + b`, rows of `out` lying `stride` apart.
+/// A projection's matrix, decoded where it is packed.
+fn matrix<'a>(inputs: &Inputs<'a>, slot: usize) -> Cow<'a, [f32]> {
+    inputs.numbers[slot].expect("a block has all its matrices").decoded()
+}
+
+/// `out (+)= x · Wᵀ + b`, and the part of the factors beside W; rows of `out` lie `stride` apart. Hands out `x · Aᵀ`,
+/// scaled, where there are factors.
 fn project(
     sizes: Sizes,
     x: &[f32],
@@ -119,33 +94,37 @@ fn project(
     out: &mut [f32],
     stride: usize,
     update: Update,
-) {
-    let weight = Matrix::new(required(inputs, slot), d_out, d_in).transposed();
+) -> Option<Vec<f32>> {
+    let weight = matrix(inputs, slot);
+    let weight = Matrix::new(&weight, d_out, d_in).transposed();
     let out_rows = MatrixMut::strided(out, n, d_out, stride);
     multiply_in(sizes.products, Matrix::new(x, n, d_in), weight, out_rows, update);
-    if let Some(bias) = inputs[slot + 1] {
-        add_row(out, stride, bias);
+    if let Some(bias) = inputs.numbers[slot + 1] {
+        add_row(out, stride, &bias.decoded());
     }
+    let factors = inputs.adapters[adapter_slot(slot)]?;
+    Some(factors.forward(x, [n, d_in, d_out], out, stride))
 }
 
 /// The block's result and everything on the way.
-pub(super) fn forward(sizes: Sizes, inputs: &Inputs<'_>, rope: &RopeTable) -> Forward {
+pub(crate) fn forward(sizes: Sizes, inputs: &Inputs<'_>, rope: &RopeTable) -> Forward {
     let (n, d, d_ff) = (sizes.n_tokens(), sizes.d_model, sizes.d_ff);
     let shape = sizes.attention;
     let hidden = required(inputs, HIDDEN);
     let (mut attn_input, mut attn_inverse) = (vec![0.0; n * d], vec![0.0; n]);
     rms_norm(hidden, required(inputs, ATTN_NORM), sizes.eps, &mut attn_input, &mut attn_inverse);
 
-    let query = rotated(sizes, inputs, QUERY, QUERY_NORM, &attn_input, rope);
-    let key = rotated(sizes, inputs, KEY, KEY_NORM, &attn_input, rope);
-    let value = in_heads(sizes, inputs, VALUE, shape.n_kv_heads, &attn_input);
+    let mut low = [const { None }; N_PROJECTIONS];
+    let query = rotated(sizes, inputs, QUERY, QUERY_NORM, &attn_input, rope, &mut low);
+    let key = rotated(sizes, inputs, KEY, KEY_NORM, &attn_input, rope, &mut low);
+    let value = in_heads(sizes, inputs, VALUE, shape.n_kv_heads, &attn_input, &mut low);
     let mut mix = vec![0.0; n * sizes.d_query()];
     let mut log_sums = vec![0.0; n * shape.n_heads];
-    attention(shape, &query.turned, &key.turned, &value, &mut mix, &mut log_sums);
+    attention(shape, inputs.starts, &query.turned, &key.turned, &value, &mut mix, &mut log_sums);
     let mut attn_mix = vec![0.0; mix.len()];
     from_heads(&mix, &mut attn_mix, sizes.d_query(), 0, sizes.heads(shape.n_heads));
     let mut after_attention = hidden.to_vec();
-    project(
+    low[adapter_slot(ATTN_OUTPUT)] = project(
         sizes,
         &attn_mix,
         inputs,
@@ -158,26 +137,59 @@ pub(super) fn forward(sizes: Sizes, inputs: &Inputs<'_>, rope: &RopeTable) -> Fo
 
     let (mut ffn_input, mut ffn_inverse) = (vec![0.0; n * d], vec![0.0; n]);
     rms_norm(&after_attention, required(inputs, FFN_NORM), sizes.eps, &mut ffn_input, &mut ffn_inverse);
-    let mut gate_up = vec![0.0; n * 2 * d_ff];
-    project(sizes, &ffn_input, inputs, GATE, [n, d, d_ff], &mut gate_up, 2 * d_ff, Update::Set);
-    project(sizes, &ffn_input, inputs, UP, [n, d, d_ff], &mut gate_up[d_ff..], 2 * d_ff, Update::Set);
+    let gate_up = gate_and_up(sizes, inputs, &ffn_input, &mut low);
     let mut ffn_product = vec![0.0; n * d_ff];
     swiglu(&gate_up, &mut ffn_product, d_ff);
     let mut out = after_attention.clone();
-    project(sizes, &ffn_product, inputs, DOWN, [n, d_ff, d], &mut out, d, Update::Add);
+    low[adapter_slot(DOWN)] =
+        project(sizes, &ffn_product, inputs, DOWN, [n, d_ff, d], &mut out, d, Update::Add);
 
     Forward {
         out,
-        kept: Kept { attn_inverse, query, key, value, mix, log_sums, after_attention, ffn_inverse, gate_up },
+        kept: Kept {
+            attn_inverse,
+            query,
+            key,
+            value,
+            mix,
+            log_sums,
+            after_attention,
+            ffn_inverse,
+            gate_up: Some(gate_up),
+            low,
+        },
         captured: CapturedNumbers { attn_input, attn_mix, ffn_input, ffn_product },
     }
 }
 
+/// What the projections of a block keep of their factors.
+type Low = [Option<Vec<f32>>; N_PROJECTIONS];
+
+/// Gate and up of each token, side by side: `[n_tokens, 2 · d_ff]`.
+fn gate_and_up(sizes: Sizes, inputs: &Inputs<'_>, ffn_input: &[f32], low: &mut Low) -> Vec<f32> {
+    let (n, d, d_ff) = (sizes.n_tokens(), sizes.d_model, sizes.d_ff);
+    let mut gate_up = vec![0.0; n * 2 * d_ff];
+    for (slot, first) in [(GATE, 0), (UP, d_ff)] {
+        let out = &mut gate_up[first..];
+        low[adapter_slot(slot)] =
+            project(sizes, ffn_input, inputs, slot, [n, d, d_ff], out, 2 * d_ff, Update::Set);
+    }
+    gate_up
+}
+
 /// A projection of the attention's input, in head order.
-fn in_heads(sizes: Sizes, inputs: &Inputs<'_>, slot: usize, n_heads: usize, x: &[f32]) -> Vec<f32> {
+fn in_heads(
+    sizes: Sizes,
+    inputs: &Inputs<'_>,
+    slot: usize,
+    n_heads: usize,
+    x: &[f32],
+    low: &mut Low,
+) -> Vec<f32> {
     let (n, d_out) = (sizes.n_tokens(), n_heads * sizes.attention.d_head);
     let mut rows = vec![0.0; n * d_out];
-    project(sizes, x, inputs, slot, [n, sizes.d_model, d_out], &mut rows, d_out, Update::Set);
+    low[adapter_slot(slot)] =
+        project(sizes, x, inputs, slot, [n, sizes.d_model, d_out], &mut rows, d_out, Update::Set);
     let mut heads = vec![0.0; n * d_out];
     to_heads(&rows, d_out, 0, &mut heads, sizes.heads(n_heads));
     heads
@@ -191,14 +203,16 @@ fn rotated(
     norm: usize,
     x: &[f32],
     rope: &RopeTable,
+    low: &mut Low,
 ) -> Heads {
     let AttentionShape { n_heads, n_kv_heads, seq, d_head, .. } = sizes.attention;
-    let heads = in_heads(sizes, inputs, slot, if slot == QUERY { n_heads } else { n_kv_heads }, x);
-    let (mut turned, before_norm) = match inputs[norm] {
+    let n_heads = if slot == QUERY { n_heads } else { n_kv_heads };
+    let heads = in_heads(sizes, inputs, slot, n_heads, x, low);
+    let (mut turned, before_norm) = match inputs.numbers[norm] {
         None => (heads, None),
-        Some(gain) => {
+        Some(_) => {
             let (mut normed, mut inverse) = (vec![0.0; heads.len()], vec![0.0; heads.len() / d_head]);
-            rms_norm(&heads, gain, sizes.eps, &mut normed, &mut inverse);
+            rms_norm(&heads, required(inputs, norm), sizes.eps, &mut normed, &mut inverse);
             (normed, Some((heads, inverse)))
         }
     };
@@ -207,7 +221,7 @@ fn rotated(
 }
 
 /// The gradients of the inputs that are wanted, from the result's.
-pub(super) fn backward(
+pub(crate) fn backward(
     sizes: Sizes,
     inputs: &Inputs<'_>,
     rope: &RopeTable,
@@ -215,14 +229,25 @@ pub(super) fn backward(
     d_out: Vec<f32>,
     wanted: [bool; N_INPUTS],
 ) -> Gradients {
-    let mut back = Back { sizes, inputs, wanted, gradients: Default::default(), see: None };
-    let gate_up = std::mem::take(&mut kept.gate_up);
+    let gate_up = gate_up_of(sizes, inputs, &mut kept);
+    let low = std::mem::take(&mut kept.low);
+    let gradients = Gradients::default();
+    let mut back = Back { sizes, inputs, wanted, gradients, low, flowing: Default::default(), see: None };
     let d_after = back.mlp(&kept, gate_up, d_out);
     let d_hidden = back.attention(kept, rope, d_after);
     if wanted[HIDDEN] {
-        back.gradients[HIDDEN] = Some(d_hidden);
+        back.gradients.inputs[HIDDEN] = Some(d_hidden);
     }
     back.gradients
+}
+
+/// Gate and up as they were kept, or computed again.
+fn gate_up_of(sizes: Sizes, inputs: &Inputs<'_>, kept: &mut Kept) -> Vec<f32> {
+    kept.gate_up.take().unwrap_or_else(|| {
+        let mut normed = vec![0.0; sizes.n_tokens() * sizes.d_model];
+        rms_norm_again(&kept.after_attention, required(inputs, FFN_NORM), &kept.ffn_inverse, &mut normed);
+        gate_and_up(sizes, inputs, &normed, &mut kept.low)
+    })
 }
 
 /// What went into a projection and the gradient of what came out, rows a token.
@@ -247,9 +272,11 @@ pub(super) fn backward_seeing(
     d_out: Vec<f32>,
     see: &mut dyn FnMut(Seen<'_>),
 ) -> Vec<f32> {
+    let gate_up = gate_up_of(sizes, inputs, &mut kept);
+    let low = std::mem::take(&mut kept.low);
+    let (gradients, wanted) = (Gradients::default(), [false; N_INPUTS]);
     let mut back =
-        Back { sizes, inputs, wanted: [false; N_INPUTS], gradients: Default::default(), see: Some(see) };
-    let gate_up = std::mem::take(&mut kept.gate_up);
+        Back { sizes, inputs, wanted, gradients, low, flowing: Default::default(), see: Some(see) };
     let d_after = back.mlp(&kept, gate_up, d_out);
     back.attention(kept, rope, d_after)
 }
@@ -260,13 +287,18 @@ struct Back<'a> {
     inputs: &'a Inputs<'a>,
     wanted: [bool; N_INPUTS],
     gradients: Gradients,
+    /// The projections' inputs times their factors `A`, scaled.
+    low: Low,
+    /// The gradients of the same.
+    flowing: Low,
     see: Option<&'a mut dyn FnMut(Seen<'_>)>,
 }
 
 impl Back<'_> {
-    /// Whether what entered this projection is needed again.
-    fn looks_at(&self, slot: usize) -> bool {
-        self.wanted[slot] || self.wanted[slot + 1] || self.see.is_some()
+    /// Whether a projection's own gradients are wanted, or somebody looks on, and so what it was given.
+    fn needs_input(&self, slot: usize) -> bool {
+        let is_wanted = self.wanted[slot] || self.wanted[slot + 1] || self.see.is_some();
+        is_wanted || self.inputs.adapters[adapter_slot(slot)].is_some()
     }
 
     /// Takes the gradient at the block's end to the one after attention.
@@ -281,7 +313,7 @@ impl Back<'_> {
         let mut d_normed = vec![0.0; n * d];
         self.input_gradient(GATE, &gate_up, 2 * d_ff, [n, d, d_ff], &mut d_normed, Update::Set);
         self.input_gradient(UP, &gate_up[d_ff..], 2 * d_ff, [n, d, d_ff], &mut d_normed, Update::Add);
-        if [GATE, UP].iter().any(|&slot| self.looks_at(slot)) {
+        if [GATE, UP].iter().any(|&slot| self.needs_input(slot)) {
             let mut normed = vec![0.0; n * d];
             let gain = required(self.inputs, FFN_NORM);
             rms_norm_again(&kept.after_attention, gain, &kept.ffn_inverse, &mut normed);
@@ -298,7 +330,7 @@ impl Back<'_> {
         let shape = self.sizes.attention;
         let heads = self.sizes.heads(shape.n_heads);
         let mut rows = vec![0.0; n * d_query];
-        if self.looks_at(ATTN_OUTPUT) {
+        if self.needs_input(ATTN_OUTPUT) {
             from_heads(&kept.mix, &mut rows, d_query, 0, heads);
             self.weight_gradient(ATTN_OUTPUT, &d_after, d, &rows, [n, d_query, d]);
         }
@@ -309,6 +341,7 @@ impl Back<'_> {
         let (mut d_key, mut d_value) = (vec![0.0; kept.value.len()], vec![0.0; kept.value.len()]);
         attention_backward(
             shape,
+            self.inputs.starts,
             &kept.query.turned,
             &kept.key.turned,
             &kept.value,
@@ -372,9 +405,9 @@ impl Back<'_> {
         self.input_gradient(slot, &rows, d_out, [n, d, d_out], d_normed, update);
     }
 
-    /// `d_x (+)= d_y · W`.
+    /// `d_x (+)= d_y · W`, and the part of the factors beside W.
     fn input_gradient(
-        &self,
+        &mut self,
         slot: usize,
         d_y: &[f32],
         stride: usize,
@@ -382,12 +415,29 @@ impl Back<'_> {
         d_x: &mut [f32],
         update: Update,
     ) {
-        let weight = Matrix::new(required(self.inputs, slot), d_out, d_in);
-        let d_y = Matrix::strided(d_y, n, d_out, stride);
-        multiply_in(self.sizes.products, d_y, weight, MatrixMut::new(d_x, n, d_in), update);
+        let weight = matrix(self.inputs, slot);
+        let weight = Matrix::new(&weight, d_out, d_in);
+        let rows = Matrix::strided(d_y, n, d_out, stride);
+        multiply_in(self.sizes.products, rows, weight, MatrixMut::new(d_x, n, d_in), update);
+        if let Some(factors) = self.inputs.adapters[adapter_slot(slot)] {
+            let flowing = self.flow(factors, slot, d_y, stride, [n, d_in, d_out]);
+            factors.input_gradient(flowing, [n, d_in, d_out], d_x);
+        }
     }
 
-    /// `d_W = d_yᵀ · x` and the bias's sums, where wanted.
+    /// The gradient of `x · Aᵀ`, computed once.
+    fn flow(
+        &mut self,
+        factors: FactorsRef<'_>,
+        slot: usize,
+        d_y: &[f32],
+        stride: usize,
+        sizes: [usize; 3],
+    ) -> &[f32] {
+        self.flowing[adapter_slot(slot)].get_or_insert_with(|| factors.flow(d_y, stride, sizes))
+    }
+
+    /// `d_W = d_yᵀ · x`, the bias's sums and the factors' gradients, where wanted.
     fn weight_gradient(
         &mut self,
         slot: usize,
@@ -404,12 +454,18 @@ impl Back<'_> {
             let d_y = Matrix::strided(d_y, n, d_out, stride).transposed();
             let (x, out) = (Matrix::new(x, n, d_in), MatrixMut::new(&mut gradient, d_out, d_in));
             multiply_in(self.sizes.products, d_y, x, out, Update::Set);
-            self.gradients[slot] = Some(gradient);
+            self.gradients.inputs[slot] = Some(gradient);
         }
         if self.wanted[slot + 1] {
             let mut sums = vec![0.0; d_out];
             column_sums(d_y, stride, &mut sums);
-            self.gradients[slot + 1] = Some(sums);
+            self.gradients.inputs[slot + 1] = Some(sums);
+        }
+        if let Some(factors) = self.inputs.adapters[adapter_slot(slot)] {
+            let low = self.low[adapter_slot(slot)].take().expect("kept where there are factors");
+            let flowing = self.flow(factors, slot, d_y, stride, [n, d_in, d_out]);
+            let gradient = factors.gradient(flowing, &low, x, d_y, stride, [n, d_in, d_out]);
+            self.gradients.adapters[adapter_slot(slot)] = Some(gradient);
         }
     }
 
@@ -419,7 +475,7 @@ impl Back<'_> {
         let mut d_gain = vec![0.0; gain.len()];
         rms_norm_backward(x, gain, inverse, d_y, d_x, &mut d_gain);
         if self.wanted[slot] {
-            self.gradients[slot] = Some(d_gain);
+            self.gradients.inputs[slot] = Some(d_gain);
         }
     }
 }

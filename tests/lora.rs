@@ -1,0 +1,179 @@
+//! Adapters from outside: trained, killed and resumed, merged both ways, averaged, refused.
+
+mod common;
+
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use common::{check_refused, run, run_json, slmc, stderr, tiny_teacher, tiny_text};
+
+fn text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+/// Questions with answers, cut out of the small text that ships with the project.
+fn questions(folder: &Path) -> PathBuf {
+    let stories = std::fs::read_to_string(tiny_text("train.jsonl")).unwrap();
+    let mut lines = String::new();
+    for line in stories.lines().take(120) {
+        let story: serde_json::Value = serde_json::from_str(line).unwrap();
+        let words: Vec<&str> = story["text"].as_str().unwrap().split_whitespace().take(40).collect();
+        let (question, answer) = words.split_at(words.len() / 2);
+        let document = serde_json::json!({"question": question.join(" "), "answer": answer.join(" ")});
+        lines += &format!("{document}\n");
+    }
+    let path = folder.join("questions.jsonl");
+    std::fs::write(&path, lines).unwrap();
+    path
+}
+
+fn train(folder: &Path, out: &Path, more: &[&str]) -> Vec<String> {
+    let mut arguments =
+        ["--seed", "5", "lora", "train", "--steps", "12", "--rank", "4"].map(str::to_owned).to_vec();
+    arguments.extend(["--base".to_owned(), text(&tiny_teacher())]);
+    arguments.extend(["--data".to_owned(), text(&folder.join("questions.jsonl"))]);
+    for setting in ["batch_size=2", "seq_len=64", "checkpoint_every=2", "eval_every=6", "learning_rate=2e-3"]
+    {
+        arguments.extend(["--set".to_owned(), setting.to_owned()]);
+    }
+    arguments.extend(["--out".to_owned(), text(out)]);
+    arguments.extend(more.iter().map(|&word| word.to_owned()));
+    arguments
+}
+
+fn factors(out: &Path) -> Vec<u8> {
+    std::fs::read(out.join("adapter_model.safetensors")).expect("the adapter is there")
+}
+
+#[test]
+fn an_adapter_killed_and_resumed_has_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    questions(folder.path());
+    let (whole, broken) = (folder.path().join("whole"), folder.path().join("broken"));
+    let started = Instant::now();
+    let output = run(train(folder.path(), &whole, &[]));
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let duration = started.elapsed();
+    let mut arguments = train(folder.path(), &broken, &[]);
+    let mut n_killed = 0;
+    for share in [0.3, 0.5, 0.4] {
+        let mut child = slmc().args(&arguments).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_secs_f64(duration.as_secs_f64() * share));
+        n_killed += u32::from(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let begun = folder.path().join("broken.run/plan.json").exists();
+        if begun && !arguments.contains(&"--resume".to_owned()) {
+            arguments.push("--resume".to_owned());
+        }
+        if broken.exists() {
+            break;
+        }
+    }
+    assert!(n_killed > 0, "every kill came too late");
+    if !broken.exists() {
+        let output = run(&arguments);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    }
+    assert!(factors(&whole) == factors(&broken), "after {n_killed} kills the factors differ");
+}
+
+#[test]
+fn a_rounded_base_is_merged_both_ways_and_the_better_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = text(&questions(folder.path()));
+    let (adapter, merged) = (folder.path().join("adapter"), folder.path().join("merged"));
+    let trained = run_json(train(folder.path(), &adapter, &["--base-format", "q4_0", "--eval-data", &data]));
+    let held_out = &trained["report"]["held_out"];
+    assert!(held_out["interval"][1].as_f64().unwrap() < 0.0, "{held_out}");
+    let arguments =
+        ["lora", "merge", "--base", &text(&tiny_teacher()), "--adapter", &text(&adapter), "--data", &data]
+            .map(str::to_owned)
+            .to_vec();
+    let found = run_json(arguments.into_iter().chain(["--out".to_owned(), text(&merged)]));
+    let figure = |name: &str| found["merge"][name].as_f64().unwrap_or_else(|| panic!("{name}: {found}"));
+    let (stored, rounded) = (figure("stored_nll"), figure("rounded_nll"));
+    assert!(stored < figure("base_nll") && rounded < figure("base_nll"), "{found}");
+    assert_eq!(found["merge"]["kept"], if rounded < stored { "q4_0" } else { "as stored" });
+    // The merged model is a model like any other.
+    let packed = text(&folder.path().join("packed.gguf"));
+    let output = run(["quantize", &text(&merged), "--format", "q4_0", "--out", &packed]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+}
+
+#[test]
+fn the_mean_of_an_adapter_and_itself_is_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    questions(folder.path());
+    let paths = ["one", "mean", "a.gguf"].map(|name| folder.path().join(name));
+    let [one, mean, gguf] = paths.each_ref().map(|path| text(path));
+    run_json(train(folder.path(), &paths[0], &["--target", "q,v"]));
+    let found = run_json(["lora", "average", &one, &one, "--out", &mean]);
+    assert_eq!(found["rank"], 8);
+    let data = text(&folder.path().join("questions.jsonl"));
+    let base = text(&tiny_teacher());
+    let loss = |adapter: &str, out: &str| {
+        let out = text(&folder.path().join(out));
+        let found = run_json([
+            "lora",
+            "merge",
+            "--base",
+            &base,
+            "--adapter",
+            adapter,
+            "--data",
+            &data,
+            "--out",
+            &out,
+        ]);
+        found["merge"]["stored_nll"].as_f64().unwrap()
+    };
+    assert!((loss(&one, "merged-one") - loss(&mean, "merged-mean")).abs() < 1e-5);
+    run_json(["lora", "export", "--base", &base, "--adapter", &mean, "--out", &gguf]);
+    assert!(std::fs::read(&paths[2]).unwrap().starts_with(b"GGUF"));
+}
+
+#[test]
+fn a_dry_run_marks_what_is_learnt() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("d.jsonl");
+    std::fs::write(&data, "{\"prompt\": \"Once upon\", \"completion\": \" a time\"}\n").unwrap();
+    let base = text(&tiny_teacher());
+    let output = run(["lora", "train", "--base", &base, "--data", &text(&data), "--dry-run"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(shown.contains("d.jsonl:1") && shown.contains("Once upon⟦ a time"), "{shown}");
+}
+
+#[test]
+fn every_bad_line_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("d.jsonl");
+    std::fs::write(&data, "{\"text\": \"a\"}\n{oops\n{\"prompt\": \"p\"}\n{\"text\": \"b\"}\n{}\n").unwrap();
+    let (base, out) = (text(&tiny_teacher()), text(&folder.path().join("out")));
+    let arguments = ["lora", "train", "--base", &base, "--data", &text(&data), "--steps", "1", "--out", &out];
+    let output = run(arguments);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    for place in ["d.jsonl:2: is not JSON", "d.jsonl:3: has no field `completion`", "d.jsonl:5: has none"] {
+        assert!(said.contains(place), "{said}");
+    }
+}
+
+#[test]
+fn what_cannot_be_done_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    questions(folder.path());
+    let out = folder.path().join("out");
+    let with = |more: &[&str]| train(folder.path(), &out, more);
+    check_refused(with(&["--base-format", "nf4"]), "q4_0");
+    check_refused(with(&["--base-format", "iq4_nl"]), "q4_0");
+    check_refused(with(&["--target", "q,everything"]), "target `everything`");
+    check_refused(with(&["--alpha", "0"]), "alpha");
+    check_refused(with(&["--resume"]), "nothing to resume");
+    let base = text(&tiny_teacher());
+    check_refused(["lora", "merge", "--base", &base, "--adapter", &base, "--out", "x"], "no adapter");
+}
