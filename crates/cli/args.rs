@@ -1,16 +1,20 @@
 //! The command line. One grammar for all verbs: `slmc VERB MODEL… [--options] --out PATH`.
 
+mod gate;
 mod lora;
 mod onnx;
 mod quantize;
+mod tasks;
 
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Parser, Subcommand};
 
+pub use gate::{GateArgs, MemoryArgs};
 pub use lora::{LoraAverageArgs, LoraExportArgs, LoraMergeArgs, LoraTrainArgs, LoraVerb};
 pub use onnx::OnnxArgs;
 pub use quantize::QuantizeArgs;
+pub use tasks::{CompareArgs, TasksArgs};
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 a gate failed; 2 the command or its input is wrong; 3 a run failed \
     (I/O, memory, not finite); 130 interrupted, state saved.";
@@ -102,6 +106,14 @@ pub enum Verb {
     /// Measure a model
     #[command(subcommand)]
     Eval(EvalVerb),
+    /// Fail when compression cost too much, and say where
+    #[command(
+        after_help = "Example: slmc gate --config gate.toml --model small.gguf --baseline model/ --junit gate.xml\n\nExit codes: 0 all bounds kept; 1 a bound broken; 2 the gate file, a model or the data is wrong; 3 the measuring failed."
+    )]
+    Gate(GateArgs),
+    /// Run a model for a moment and print how much memory that took
+    #[command(hide = true)]
+    MeasureMemory(MemoryArgs),
     /// Go on from a text
     #[command(after_help = "Example: slmc generate model.gguf --prompt 'The moon is' --max-tokens 64")]
     Generate(GenerateArgs),
@@ -284,6 +296,14 @@ pub enum EvalVerb {
     /// KL divergence of a model from a baseline
     #[command(after_help = "Example: slmc eval kld small.gguf --baseline model/ --data wiki.test.raw")]
     Kld(KldArgs),
+    /// Tasks whose answers are chosen by likelihood
+    #[command(
+        after_help = "Example: slmc eval tasks model.gguf --task hellaswag --limit 200 --out result.json"
+    )]
+    Tasks(TasksArgs),
+    /// Which differences between two models are more than chance
+    #[command(after_help = "Example: slmc eval compare before.json after.json")]
+    Compare(CompareArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -311,6 +331,12 @@ pub struct PplArgs {
     /// llama: chunks whose second half is scored, as llama-perplexity does; rolling: every token once
     #[arg(long, default_value = "llama", value_parser = ["llama", "rolling"])]
     pub protocol: String,
+    /// With rolling: tokens that the window moves on, less than --ctx; half of --ctx when absent
+    #[arg(long, value_name = "N")]
+    pub stride: Option<usize>,
+    /// Perplexity by place in the context too, in so many steps
+    #[arg(long, value_name = "N")]
+    pub by_position: Option<usize>,
 }
 
 #[derive(Debug, clap::Args)]

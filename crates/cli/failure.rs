@@ -5,6 +5,8 @@ use std::process::ExitCode;
 /// Why a command did not do what it was asked.
 #[derive(Debug)]
 pub enum Failure {
+    /// A gate was judged and failed: exit code 1.
+    Gate(String),
     /// The command or its input is wrong: exit code 2.
     Input(anyhow::Error),
     /// The work failed (I/O, memory, numbers that are not finite): exit code 3.
@@ -17,6 +19,7 @@ impl Failure {
     /// The documented exit code.
     pub fn exit_code(&self) -> ExitCode {
         match self {
+            Self::Gate(_) => ExitCode::from(1),
             Self::Input(_) => ExitCode::from(2),
             Self::Run(_) => ExitCode::from(3),
             Self::Interrupted(_) => ExitCode::from(130),
@@ -28,7 +31,7 @@ impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Input(error) | Self::Run(error) => write!(f, "{error:#}"),
-            Self::Interrupted(how_to_go_on) => f.write_str(how_to_go_on),
+            Self::Gate(message) | Self::Interrupted(message) => f.write_str(message),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The references in Python: `tests/reference`, run by the interpreter that `cargo xtask fetch` set up.
 
+#![allow(dead_code)] // each test file uses a part
+
 use std::{path::Path, process::Command};
 
 /// Runs a reference script, which must succeed, and reads the JSON document that it prints last.

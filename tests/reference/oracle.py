@@ -158,10 +158,10 @@ class Model:
         self.vocab = self.llama.llama_model_get_vocab(self.model)
         self.vocab_size = self.llama.llama_vocab_n_tokens(self.vocab)
 
-    def tokenize(self, text):
+    def tokenize(self, text, add_special=True):
         raw = text.encode()
         ids = (c.c_int32 * (len(raw) + 8))()
-        count = self.llama.llama_tokenize(self.vocab, raw, len(raw), ids, len(ids), True, False)
+        count = self.llama.llama_tokenize(self.vocab, raw, len(raw), ids, len(ids), add_special, False)
         if count < 0:
             raise SystemExit("llama.cpp found more tokens than bytes")
         return np.array(ids[:count])

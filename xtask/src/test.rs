@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use crate::{fetch, repo};
 
 /// Crates that build without Burn and test in seconds.
-const LIGHT_CRATES: [&str; 11] = [
+const LIGHT_CRATES: [&str; 12] = [
     "slmc-ir",
     "slmc-blocks",
     "slmc-formats",
@@ -18,6 +18,7 @@ const LIGHT_CRATES: [&str; 11] = [
     "slmc-recipe",
     "slmc-eval",
     "slmc-engine",
+    "slmc-gate",
     "xtask",
 ];
 

@@ -4,7 +4,7 @@ use slmc_eval::{Protocol, Windowing};
 use slmc_recipe::StageError;
 use slmc_stages::{Exactness, divergence_of, perplexity_of};
 
-use super::{Session, model};
+use super::{Session, model, tasks};
 use crate::{
     args::{EvalVerb, KldArgs, PplArgs, TextArgs},
     failure::{Failure, OrFail, input_error},
@@ -16,15 +16,18 @@ pub fn eval(verb: &EvalVerb, session: &Session<'_>) -> Result<(), Failure> {
     match verb {
         EvalVerb::Ppl(args) => ppl(args, session),
         EvalVerb::Kld(args) => kld(args, session),
+        EvalVerb::Tasks(args) => tasks::tasks(args, session),
+        EvalVerb::Compare(args) => tasks::compare(args, session),
     }
 }
 
 fn ppl(args: &PplArgs, session: &Session<'_>) -> Result<(), Failure> {
     let checkpoint = model::open(&args.model)?;
     let text = &args.text;
-    let protocol = match args.protocol.as_str() {
-        "rolling" => Protocol::Rolling { stride: (text.ctx / 2).max(1) },
-        _ => Protocol::Llama,
+    let protocol = match (args.protocol.as_str(), args.stride) {
+        ("rolling", stride) => Protocol::Rolling { stride: stride.unwrap_or((text.ctx / 2).max(1)) },
+        (_, Some(_)) => return Err(input_error("--stride: is for --protocol rolling")),
+        (_, None) => Protocol::Llama,
     };
     let windowing = Windowing { protocol, ctx: text.ctx, chunks: text.chunks };
     let found = perplexity_of(
@@ -37,11 +40,22 @@ fn ppl(args: &PplArgs, session: &Session<'_>) -> Result<(), Failure> {
     );
     let found = found.map_err(stage_failure)?;
     let bits = found.bits_per_byte.map_or(String::new(), |bits| format!(", {bits:.4} bits per byte"));
-    let line = format!(
+    let mut line = format!(
         "perplexity {:.4} ± {:.4} over {} tokens{bits}",
         found.ppl, found.standard_error, found.tokens
     );
-    output::print(session.global.json, &serde_json::to_value(&found).or_run()?, &line)
+    let mut document = serde_json::to_value(&found).or_run()?;
+    if let Some(n_steps) = args.by_position {
+        let steps = found.by_position(n_steps.max(1));
+        for step in &steps {
+            line += &format!(
+                "\n  after {:>5} to {:>5} tokens: {:.4} over {}",
+                step.from, step.to, step.ppl, step.tokens
+            );
+        }
+        document["by_position"] = serde_json::to_value(&steps).or_run()?;
+    }
+    output::print(session.global.json, &document, &line)
 }
 
 fn kld(args: &KldArgs, session: &Session<'_>) -> Result<(), Failure> {

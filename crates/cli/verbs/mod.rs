@@ -4,6 +4,7 @@ mod bench;
 mod data;
 mod engine;
 mod eval;
+mod gate;
 mod generate;
 mod hashing;
 mod inspect;
@@ -13,6 +14,7 @@ mod model;
 mod onnx;
 mod recipe;
 mod single;
+mod tasks;
 
 use std::sync::Arc;
 
@@ -55,6 +57,8 @@ pub fn dispatch(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
         Verb::Prune(args) => single::prune(args, &session),
         Verb::Quantize(args) => single::quantize(args, &session),
         Verb::Eval(verb) => eval::eval(verb, &session),
+        Verb::Gate(args) => gate::gate(args, &session),
+        Verb::MeasureMemory(args) => gate::measure_memory(args, &session),
         Verb::Generate(args) => generate::generate(args, &session),
         Verb::Chat(args) => generate::chat(args, &session),
         Verb::Bench(args) => bench::bench(args, &session),

@@ -170,19 +170,19 @@ fn check_ranges(format: Format, parts: &Parts) -> Result<(), BlockError> {
     let out_of_range = |what, index, value: i32| BlockError::Part { format, what, index, value };
     let n_groups = format.block_weights() / layout.group;
     if let Some((low, high)) = layout.group_scales {
-        let scales = parts.group_scales[..n_groups].iter().enumerate();
-        for (index, &value) in scales.filter(|(_, value)| !(low..=high).contains(value)) {
+        let mut scales = parts.group_scales[..n_groups].iter().enumerate();
+        if let Some((index, &value)) = scales.find(|(_, value)| !(low..=high).contains(value)) {
             return Err(out_of_range("group scale", index, value.into()));
         }
     }
     if let Some(largest) = layout.group_mins {
-        let mins = parts.group_mins[..n_groups].iter().enumerate();
-        for (index, &value) in mins.filter(|&(_, &value)| value > largest) {
+        let mut mins = parts.group_mins[..n_groups].iter().enumerate();
+        if let Some((index, &value)) = mins.find(|&(_, &value)| value > largest) {
             return Err(out_of_range("group minimum", index, value.into()));
         }
     }
-    let levels = parts.levels[..format.block_weights()].iter().enumerate();
-    for (index, &value) in levels.filter(|&(_, &value)| usize::from(value) >= layout.steps.len()) {
+    let mut levels = parts.levels[..format.block_weights()].iter().enumerate();
+    if let Some((index, &value)) = levels.find(|&(_, &value)| usize::from(value) >= layout.steps.len()) {
         return Err(out_of_range("level", index, value.into()));
     }
     if format == Format::Mxfp4 && parts.scale > 255 {

@@ -23,7 +23,7 @@ pub(crate) struct Uniform<const LOW: i32, const HIGH: i32>;
 
 impl<const LOW: i32, const HIGH: i32> Steps for Uniform<LOW, HIGH> {
     const TABLE: &'static [f32] =
-        &WHOLE.as_slice().split_at((LOW + 128) as usize).1.split_at((HIGH - LOW + 1) as usize).0;
+        WHOLE.as_slice().split_at((LOW + 128) as usize).1.split_at((HIGH - LOW + 1) as usize).0;
     const FAR: f32 = if -LOW > HIGH { LOW as f32 } else { HIGH as f32 };
     const NEAR: f32 = if -LOW > HIGH { HIGH as f32 } else { LOW as f32 };
 

@@ -57,8 +57,16 @@ impl Manifest {
         if n_bytes > MAX_MANIFEST_BYTES {
             return Err(bad(format!("has {n_bytes} bytes, more than the {MAX_MANIFEST_BYTES} allowed")));
         }
-        let text = std::fs::read_to_string(path).map_err(read)?;
-        let manifest: Self = toml::from_str(&text).map_err(|e| bad(e.to_string()))?;
+        Self::parse(&std::fs::read_to_string(path).map_err(read)?, path)
+    }
+
+    /// Checks a manifest's text; `path` is where its own files are looked for, and names it in messages.
+    ///
+    /// # Errors
+    /// When it is not a manifest, or names a path that leaves the data root.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, DataError> {
+        let bad = |message| DataError::Manifest { path: path.to_owned(), message };
+        let manifest: Self = toml::from_str(text).map_err(|e| bad(e.to_string()))?;
         if manifest.files.is_empty() {
             return Err(bad("names no file".into()));
         }

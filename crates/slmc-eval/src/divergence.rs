@@ -8,7 +8,7 @@ use slmc_ir::{Host, LanguageModel};
 
 use crate::{
     EvalError, EvalText, Windowing,
-    log_softmax::{argmax, log_sum_exp},
+    log_softmax::{argmax, exp_of_non_positive, log_sum_exp},
     perplexity::{nll, standard_error, visit_predictions},
     windows::{Window, windows},
 };
@@ -134,18 +134,18 @@ impl Tally {
 }
 
 /// The value at a share of a sorted list, linear between neighbours.
-fn quantile(sorted: &[f64], share: f64) -> f64 {
+pub(crate) fn quantile(sorted: &[f64], share: f64) -> f64 {
     let place = share * (sorted.len() - 1) as f64;
     let (low, high) = (place.floor() as usize, place.ceil() as usize);
     sorted[low] + (sorted[high] - sorted[low]) * (place - low as f64)
 }
 
 /// KL(p || q) of two rows of logits, in nats; `None` if either is not finite.
-fn kl(base: &[f32], row: &[f32]) -> Option<f64> {
+pub(crate) fn kl(base: &[f32], row: &[f32]) -> Option<f64> {
     let (base_sum, sum) = (log_sum_exp(base)?, log_sum_exp(row)?);
     let term = |(&b, &x): (&f32, &f32)| {
         let log_p = f64::from(b) - base_sum;
-        f64::from((log_p as f32).exp()) * (log_p - (f64::from(x) - sum))
+        f64::from(exp_of_non_positive(log_p as f32)) * (log_p - (f64::from(x) - sum))
     };
     Some(base.iter().zip(row).map(term).sum())
 }

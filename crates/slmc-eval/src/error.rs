@@ -62,6 +62,15 @@ pub enum EvalError {
         /// Of the baseline.
         baseline: usize,
     },
+    /// The baseline was recorded on fewer tokens.
+    #[error("the baseline has predictions for {found} tokens, fewer than are scored: record it again")]
+    BaselineRows {
+        /// Predictions that there are.
+        found: usize,
+    },
+    /// The file of a baseline's predictions cannot be written.
+    #[error("the baseline's predictions cannot be kept: {0}")]
+    Cache(slmc_formats::FileError),
     /// The user stopped it.
     #[error("stopped after {done} of {total} chunks")]
     Stopped {

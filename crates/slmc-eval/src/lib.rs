@@ -5,15 +5,21 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod baseline;
 mod divergence;
 mod error;
 mod eval_text;
 mod log_softmax;
+mod paired;
 mod perplexity;
+pub mod stats;
+pub mod tasks;
 mod windows;
 
+pub use baseline::{Baseline, BaselineError};
 pub use divergence::{Divergence, kl_divergence};
 pub use error::EvalError;
 pub use eval_text::EvalText;
-pub use perplexity::{Chunk, Perplexity, perplexity};
+pub use paired::{Paired, PairedFigures, compare_pair, compare_with_baseline};
+pub use perplexity::{Chunk, Perplexity, PositionStep, perplexity};
 pub use windows::{Protocol, Windowing};

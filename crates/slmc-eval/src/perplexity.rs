@@ -61,6 +61,48 @@ impl Perplexity {
     }
 }
 
+/// Perplexity of the tokens that were predicted from about as much context.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PositionStep {
+    /// Fewest tokens of context.
+    pub from: usize,
+    /// Most tokens of context.
+    pub to: usize,
+    /// Perplexity of those tokens.
+    pub ppl: f64,
+    /// How many there are.
+    pub tokens: u64,
+}
+
+impl Perplexity {
+    /// Perplexity by the number of tokens before the predicted one in its window, in `n_steps` equal steps; steps without
+    /// tokens are left out.
+    pub fn by_position(&self, n_steps: usize) -> Vec<PositionStep> {
+        let ctx = self.windowing.ctx;
+        let mut steps = vec![(0.0, 0_u64); n_steps];
+        let mut nlls = self.nlls.iter();
+        for chunk in &self.per_chunk {
+            let n_scored = chunk.tokens as usize;
+            // The scored tokens end the window; a window that is the whole text may be shorter, and begins at 0.
+            let first =
+                if self.per_chunk.len() == 1 && n_scored < ctx / 2 { 1 } else { ctx - n_scored.min(ctx) };
+            for (place, nll) in (first..).zip(nlls.by_ref().take(n_scored)) {
+                let step = &mut steps[(place * n_steps / ctx.max(1)).min(n_steps - 1)];
+                step.0 += nll;
+                step.1 += 1;
+            }
+        }
+        let bound = |index: usize| (index * ctx).div_ceil(n_steps);
+        let step = |(index, &(nll, tokens)): (usize, &(f64, u64))| PositionStep {
+            from: bound(index),
+            to: bound(index + 1).saturating_sub(1),
+            ppl: (nll / tokens as f64).exp(),
+            tokens,
+        };
+        steps.iter().enumerate().filter(|(_, (_, tokens))| *tokens > 0).map(step).collect()
+    }
+}
+
 /// Of a mean, values taken as independent; 0 where there are fewer than two.
 pub(crate) fn standard_error(values: &[f64], mean: f64) -> f64 {
     let n = values.len() as f64;

@@ -259,10 +259,10 @@ fn what_a_layout_cannot_say_is_refused() {
         }
     };
     let zero = change(down, |parts| parts.zero_points[5] = 0);
-    refused(PackedLayout::Gptq, &zero, &["block 0 down", "zero point 5", "gptq_v2"]);
+    refused(PackedLayout::Gptq, zero, &["block 0 down", "zero point 5", "gptq_v2"]);
     let order = change(down, |parts| parts.column_order = Some((0..64).rev().collect()));
-    refused(PackedLayout::Awq, &order, &["column order", "awq"]);
-    refused(PackedLayout::CompressedTensors, &order, &["column order"]);
+    refused(PackedLayout::Awq, order, &["column order", "awq"]);
+    refused(PackedLayout::CompressedTensors, order, &["column order"]);
     let order =
         change(TensorKey::block(1, Role::Key), |parts| parts.column_order = Some((0..32).rev().collect()));
     refused(PackedLayout::Gptq, order, &["block 1", "query, key, value"]);

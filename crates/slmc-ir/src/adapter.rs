@@ -223,7 +223,9 @@ mod tests {
         other.factors = BTreeMap::from([(TensorKey::block(1, Role::Down), Factors::default())]);
         assert!(matches!(Adapter::mean(&[adapter(2, 1.0, 0.0), other]), Err(AdapterError::Target(_))));
         let mut short = adapter(2, 1.0, 0.0);
-        short.factors.values_mut().for_each(|factors| drop(factors.a.pop()));
+        short.factors.values_mut().for_each(|factors| {
+            factors.a.pop();
+        });
         assert!(matches!(Adapter::mean(&[adapter(2, 1.0, 0.0), short]), Err(AdapterError::Shape { .. })));
     }
 }

@@ -23,3 +23,4 @@ pub use plan::{Plan, PlanError, PlannedStage};
 pub use recipe::{Recipe, RecipeError, StageEntry};
 pub use runner::{Environment, Evaluation, RunError, RunSummary, StageOutcome, run};
 pub use stage::{Finished, Rejection, Stage, StageContext, StageError};
+pub use suggest::explain;

@@ -306,7 +306,7 @@ mod tests {
         let StageConfig::Quantize(quantize) = &recipe.stages[2].config else {
             panic!("{:?}", recipe.stages[2])
         };
-        assert_eq!(quantize.format, "q8_0");
+        assert_eq!(quantize.format.as_deref(), Some("q8_0"));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Measuring an artefact: with the engine, as it is and as it will be run; on a device where one is named.
 
 use slmc_engine::{Engine, EngineOptions};
-use slmc_eval::{Divergence, EvalError, EvalText, Perplexity, Windowing};
+use slmc_eval::{Divergence, EvalError, EvalText, Paired, Perplexity, Windowing};
 use slmc_ir::{Checkpoint, Host, LanguageModel};
 use slmc_model::{Decoder, Evaluator};
 use slmc_recipe::{EvalConfig, Evaluation, StageError};
@@ -109,6 +109,28 @@ pub fn divergence_of(
     let mut model = measured_model(checkpoint, exactness, surroundings)?;
     let mut base = measured_model(baseline, exactness, surroundings)?;
     slmc_eval::kl_divergence(&mut *model, &mut *base, &text, windowing, host).map_err(eval_error)
+}
+
+/// A checkpoint beside a baseline on the text of a dataset, token by token.
+pub fn paired_on_text(
+    checkpoint: &Checkpoint,
+    baseline: &Checkpoint,
+    data: &str,
+    windowing: Windowing,
+    exactness: Exactness,
+    surroundings: &Surroundings,
+    host: &dyn Host,
+) -> Result<Paired, StageError> {
+    let tokenizer = tokenizer_of(checkpoint)?;
+    if !same_vocabulary(&tokenizer, &tokenizer_of(baseline)?) {
+        let message =
+            "the two models have different tokenizers: their distributions are about different tokens";
+        return Err(StageError::Input(message.to_owned()));
+    }
+    let text = EvalText::new(&tokenizer, &text_of(data, surroundings)?).map_err(eval_error)?;
+    let mut model = measured_model(checkpoint, exactness, surroundings)?;
+    let mut base = measured_model(baseline, exactness, surroundings)?;
+    slmc_eval::compare_pair(&mut *model, &mut *base, &text, windowing, host).map_err(eval_error)
 }
 
 fn eval_error(error: EvalError) -> StageError {

@@ -19,11 +19,11 @@ mod training;
 pub use build::build;
 pub use calibration::{Survey, same_vocabulary, survey, tokenizer_of};
 pub use estimate::{Estimate, estimate};
-pub use evaluate::{Exactness, divergence_of, evaluate, evaluator_of, perplexity_of};
+pub use evaluate::{Exactness, divergence_of, evaluate, evaluator_of, paired_on_text, perplexity_of};
 pub use export::{Target, write_checkpoint};
 pub use lora::{MergeReport, Preview, held_out_batches, merge_adapter, preview};
 pub use onnx::{Agreement, export_onnx};
-pub use open::{fingerprint_of, open_model, outline_of};
+pub use open::{artefact_of, fingerprint_of, open_model, outline_of};
 pub use sample::{SampleSettings, sample_documents};
 
 use std::path::PathBuf;

@@ -14,14 +14,18 @@ const DEFAULT_DEVICE: &str = "flex";
 
 /// Opens a Hugging Face folder, a GGUF, or the folder of a run (its last finished stage).
 pub fn open_model(path: &str) -> Result<Checkpoint, String> {
+    slmc_interop::open(&artefact_of(path)?).map_err(|e| e.to_string())
+}
+
+/// The file or folder that a model's weights lie in: of a run, its last stage's artefact.
+pub fn artefact_of(path: &str) -> Result<PathBuf, String> {
     if path.starts_with("hf:") {
         return Err(format!(
             "{path}: slmc does not download models yet: fetch it yourself and give its folder"
         ));
     }
     let path = Path::new(path);
-    let artefact = if path.join("plan.json").is_file() { last_artefact(path)? } else { path.to_owned() };
-    slmc_interop::open(&artefact).map_err(|e| e.to_string())
+    if path.join("plan.json").is_file() { last_artefact(path) } else { Ok(path.to_owned()) }
 }
 
 /// The artefact of the last stage of a run.

@@ -198,6 +198,7 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     /// A session begins, from nothing or from the checkpoint after `saved_step` steps.
+    #[allow(clippy::too_many_arguments)] // what a run is made of, once
     fn begin(
         settings: &'a TrainSettings,
         host: &'a dyn Host,

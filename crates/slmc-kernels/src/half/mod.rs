@@ -121,6 +121,7 @@ mod tests {
     }
 
     /// The CPU's units, or a line that says that nothing was tested.
+    #[allow(clippy::print_stdout)] // a test that tests nothing says so
     fn units() -> Option<Products> {
         let half = Products::half();
         if half.is_none() {

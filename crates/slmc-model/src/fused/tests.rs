@@ -66,7 +66,7 @@ fn a_frozen_block_passes_gradients_through() {
     let rope = decoder.rope.table(&decoder.spec, SEQ);
     let hidden = random([BATCH, SEQ, decoder.spec.d_model], 91, 1.0, &device).require_grad();
     let input_gradient = |decoder: &Decoder| {
-        let (out, _) = super::block(&hidden, &decoder, 0, &rope, false).expect("flex is fused");
+        let (out, _) = super::block(&hidden, decoder, 0, &rope, false).expect("flex is fused");
         let grads = out.powi_scalar(2).sum().backward();
         let weight = decoder.blocks[0].query.weight.val();
         assert_eq!(weight.grad(&grads).is_some(), weight.is_require_grad());

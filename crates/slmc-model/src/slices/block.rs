@@ -85,6 +85,7 @@ fn matrix<'a>(inputs: &Inputs<'a>, slot: usize) -> Cow<'a, [f32]> {
 
 /// `out (+)= x · Wᵀ + b`, and the part of the factors beside W; rows of `out` lie `stride` apart. Hands out `x · Aᵀ`,
 /// scaled, where there are factors.
+#[allow(clippy::too_many_arguments)] // one line of algebra, with all that it is about
 fn project(
     sizes: Sizes,
     x: &[f32],

@@ -240,15 +240,15 @@ impl Quantize {
             .keys()
             .filter_map(|key| by_name.get(&key.to_string()).map(|solved| (*key, solved.clone())))
             .collect();
+        let material = Material { inner, solved, store };
         let lineage = context.history(&input.lineage, self, &fallbacks);
-        let (written, formats, kl) =
-            self.write_best(input, &inner, outline, &solved, &store, &lineage, context)?;
+        let (written, formats, kl) = self.write_best(input, outline, &material, &lineage, context)?;
         let report = json!({
             "method": self.config.method,
             "file_bytes": written.file_bytes,
             "estimated_kl": kl,
             "calibration_tokens": sequences.len() * self.config.seq_len,
-            "tensors": table(&written, Some((&solved, &formats))),
+            "tensors": table(&written, Some(Choices { solved: &material.solved, formats: &formats })),
         });
         let _ = std::fs::remove_dir_all(context.folder.join("solved"));
         Ok(Finished { artefact: context.folder.join(ARTEFACT), report, fallbacks })
@@ -275,10 +275,8 @@ impl Quantize {
     fn write_best(
         &self,
         input: &Checkpoint,
-        inner: &Arc<dyn WeightSource>,
         outline: &Outline,
-        solved: &BTreeMap<TensorKey, Solved>,
-        store: &Arc<Store>,
+        Material { inner, solved, store }: &Material,
         lineage: &Lineage,
         context: &StageContext<'_>,
     ) -> Result<(Written, BTreeMap<TensorKey, Format>, f64), StageError> {
@@ -385,20 +383,32 @@ fn write(
         .map_err(|e| StageError::Failed(e.to_string()))
 }
 
+/// What files are put together from.
+struct Material {
+    /// What is not solved.
+    inner: Arc<dyn WeightSource>,
+    solved: BTreeMap<TensorKey, Solved>,
+    store: Arc<Store>,
+}
+
+/// What was solved, and the format that was taken of each.
+#[derive(Clone, Copy)]
+struct Choices<'a> {
+    solved: &'a BTreeMap<TensorKey, Solved>,
+    formats: &'a BTreeMap<TensorKey, Format>,
+}
+
 /// The report's line for each tensor.
-fn table(
-    written: &Written,
-    solved: Option<(&BTreeMap<TensorKey, Solved>, &BTreeMap<TensorKey, Format>)>,
-) -> Vec<Value> {
+fn table(written: &Written, choices: Option<Choices<'_>>) -> Vec<Value> {
     let line = |(key, format): &(TensorKey, Format)| {
         let mut line = json!({
             "tensor": key.to_string(),
             "format": format.name(),
             "bits_per_weight": format.bits_per_weight(),
         });
-        let found = solved.and_then(|(solved, formats)| {
-            let solved = solved.get(key)?;
-            let candidate = solved.candidates.iter().find(|c| Some(&c.format) == formats.get(key))?;
+        let found = choices.and_then(|choices| {
+            let solved = choices.solved.get(key)?;
+            let candidate = solved.candidates.iter().find(|c| Some(&c.format) == choices.formats.get(key))?;
             Some((solved, candidate))
         });
         if let Some((solved, candidate)) = found {
