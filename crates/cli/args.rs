@@ -2,6 +2,7 @@
 
 mod gate;
 mod lora;
+mod onnx;
 mod quantize;
 mod tasks;
 
@@ -11,6 +12,7 @@ use clap::{ArgGroup, Parser, Subcommand};
 
 pub use gate::{GateArgs, MemoryArgs};
 pub use lora::{LoraAverageArgs, LoraExportArgs, LoraMergeArgs, LoraTrainArgs, LoraVerb};
+pub use onnx::OnnxArgs;
 pub use quantize::QuantizeArgs;
 pub use tasks::{CompareArgs, TasksArgs};
 
@@ -20,7 +22,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 1 a gate failed; 2 the command or 
 /// Takes a language model and makes it small, fast and still good: distil, prune, quantize, measure.
 ///
 /// A MODEL is a Hugging Face folder, a GGUF file or the folder of a run. What --out ends in names what is written: a
-/// folder (Hugging Face layout) or a .gguf file.
+/// folder (Hugging Face layout), a .gguf file, or (export and convert) a .onnx file.
 #[derive(Debug, Parser)]
 #[command(name = "slmc", version, after_help = EXIT_CODES, arg_required_else_help = true)]
 #[command(subcommand_required = true, max_term_width = 110)]
@@ -76,7 +78,9 @@ pub enum Verb {
     #[command(after_help = "Example: slmc convert model/ --out model.gguf --dtype f16")]
     Convert(ConvertArgs),
     /// Write everything that a runtime needs
-    #[command(after_help = "Example: slmc export model/ --target llama.cpp --out model.gguf")]
+    #[command(
+        after_help = "Examples: slmc export model/ --target llama.cpp --out model.gguf\n          slmc export model.gguf --target onnxruntime --precision int4 --out onnx/"
+    )]
     Export(ExportArgs),
     /// Train on next tokens
     #[command(
@@ -149,7 +153,7 @@ pub struct RunArgs {
 pub struct CheckArgs {
     /// The recipe (TOML)
     pub recipe: PathBuf,
-    /// A runtime that has to load the result: llama.cpp, ollama, transformers
+    /// A runtime that has to load the result: llama.cpp, ollama, transformers, onnxruntime
     #[arg(long, value_name = "RUNTIME")]
     pub target: Option<String>,
     /// Change a setting: stage.key=value
@@ -170,19 +174,21 @@ pub struct InspectArgs {
 pub struct ConvertArgs {
     /// The model
     pub model: String,
-    /// A folder or a .gguf file
+    /// A folder, a .gguf file or a .onnx file
     #[arg(long, value_name = "PATH")]
     pub out: PathBuf,
     /// Float format of the matrices: f32, f16 or bf16; as stored when absent
     #[arg(long, value_name = "TYPE")]
     pub dtype: Option<String>,
+    #[command(flatten)]
+    pub onnx: OnnxArgs,
 }
 
 #[derive(Debug, clap::Args)]
 pub struct ExportArgs {
     /// The model
     pub model: String,
-    /// llama.cpp, ollama or transformers
+    /// llama.cpp, ollama, transformers or onnxruntime
     #[arg(long, value_name = "RUNTIME")]
     pub target: String,
     /// A folder or a .gguf file, as the target reads it
@@ -191,6 +197,8 @@ pub struct ExportArgs {
     /// Float format of the matrices; as stored when absent
     #[arg(long, value_name = "TYPE")]
     pub dtype: Option<String>,
+    #[command(flatten)]
+    pub onnx: OnnxArgs,
 }
 
 /// How long to train and how; shared by `train` and `distill`.

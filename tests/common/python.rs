@@ -16,7 +16,9 @@ pub fn reference(script: &str, arguments: &[&str]) -> serde_json::Value {
 #[track_caller]
 pub fn reference_text(script: &str, arguments: &[&str]) -> String {
     let models = crate::common::real_models();
-    let python = models.join("venv/bin/python");
+    // onnxruntime and its like are in an environment of their own.
+    let environment = if script == "onnx_check.py" { "venv-onnx" } else { "venv" };
+    let python = models.join(environment).join("bin/python");
     let script_path = crate::common::root().join("tests/reference").join(script);
     let mut command = Command::new(&python);
     command.arg(script_path).args(arguments);

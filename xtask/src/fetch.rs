@@ -80,12 +80,15 @@ const ORACLE_ARCHIVE: Asset = Asset {
 };
 const ORACLE_LIBRARY: &str = "oracle/package/bins/linux-x64/libllama.v0.5.0.so";
 
+/// onnx, onnxruntime and onnxruntime-genai, which the other references do not need: 48 MB of wheels.
+const ONNX_ENVIRONMENT: &str = "venv-onnx";
+
 /// Where everything goes unless told otherwise.
 pub const DEFAULT_FOLDER: &str = "models-cache";
 
 /// Fetches what the words ask for: `[DIR] [WHAT…]`.
 pub fn run(words: &[&str]) -> Result<()> {
-    const WHATS: [&str; 5] = ["smollm2", "float", "oracle", "gemma3", "all"];
+    const WHATS: [&str; 6] = ["smollm2", "float", "oracle", "onnx", "gemma3", "all"];
     let (folder, whats) = match words {
         [first, rest @ ..] if !WHATS.contains(first) => (*first, rest),
         _ => (DEFAULT_FOLDER, words),
@@ -104,6 +107,10 @@ pub fn run(words: &[&str]) -> Result<()> {
     }
     if default || asked("oracle") {
         folder.oracle()?;
+    }
+    if default || asked("onnx") {
+        folder.environment(ONNX_ENVIRONMENT, "requirements-onnx.txt")?;
+        show(ONNX_ENVIRONMENT);
     }
     if asked("gemma3") {
         folder.gemma3()?;
@@ -189,8 +196,14 @@ impl Folder {
 
     /// The interpreter of a virtual environment with the pinned packages of tests/reference/requirements.txt.
     fn python(&self) -> Result<PathBuf> {
-        let (venv, python) = (self.at("venv"), self.at("venv/bin/python"));
-        let requirements = repo::root().join("tests/reference/requirements.txt");
+        self.environment("venv", "requirements.txt")
+    }
+
+    /// The interpreter of a virtual environment with the packages that a file of tests/reference pins.
+    fn environment(&self, name: &str, requirements: &str) -> Result<PathBuf> {
+        let venv = self.at(name);
+        let python = venv.join("bin/python");
+        let requirements = repo::root().join("tests/reference").join(requirements);
         let (wanted, installed) = (fs::read(&requirements)?, venv.join("requirements.txt"));
         if fs::read(&installed).is_ok_and(|bytes| bytes == wanted) {
             return Ok(python);

@@ -11,6 +11,7 @@ mod inspect;
 mod lora;
 mod meta;
 mod model;
+mod onnx;
 mod recipe;
 mod single;
 mod tasks;

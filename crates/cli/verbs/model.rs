@@ -7,7 +7,7 @@ use slmc_interop::Written;
 use slmc_ir::{Checkpoint, Format, Host};
 use slmc_stages::{Target, open_model, outline_of, write_checkpoint};
 
-use super::Session;
+use super::{Session, onnx};
 use crate::{
     args::{ConvertArgs, ExportArgs},
     failure::{Failure, input_error},
@@ -31,6 +31,10 @@ pub fn size_on_disk(path: &Path) -> u64 {
 
 /// Changes container or float type.
 pub fn convert(args: &ConvertArgs, session: &Session<'_>) -> Result<(), Failure> {
+    if onnx::is_onnx(&args.out) {
+        return onnx::export(&args.model, &args.out, &args.onnx, args.dtype.as_deref(), session);
+    }
+    onnx::refuse(&args.onnx, &args.out)?;
     let checkpoint = open(&args.model)?;
     let written = write(&checkpoint, &args.out, args.dtype.as_deref(), session)?;
     report(&args.out, &written, session)
@@ -39,6 +43,10 @@ pub fn convert(args: &ConvertArgs, session: &Session<'_>) -> Result<(), Failure>
 /// Writes what a runtime needs.
 pub fn export(args: &ExportArgs, session: &Session<'_>) -> Result<(), Failure> {
     let target: Target = args.target.parse().map_err(|e: String| input_error(e))?;
+    if target == Target::OnnxRuntime {
+        return onnx::export(&args.model, &args.out, &args.onnx, args.dtype.as_deref(), session);
+    }
+    onnx::refuse(&args.onnx, &args.out)?;
     let checkpoint = open(&args.model)?;
     let is_gguf = args.out.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
     if is_gguf != target.reads_gguf() {

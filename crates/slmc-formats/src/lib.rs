@@ -1,4 +1,4 @@
-//! File codecs: safetensors and GGUF, bytes to typed headers and back.
+//! File codecs: safetensors, GGUF and ONNX, bytes to typed headers and back.
 //!
 //! This crate knows bytes, not models: names of tensors and keys of metadata are strings here. Every
 //! parser takes bytes from anyone: it checks limits first, computes with checked arithmetic, allocates
@@ -12,6 +12,7 @@ mod file_error;
 pub mod gguf;
 mod json;
 mod map;
+pub mod onnx;
 pub mod safetensors;
 mod shown;
 
@@ -19,6 +20,7 @@ pub use atomic::{AtomicDir, AtomicFile, Existing};
 pub use file_error::FileError;
 pub use gguf::{GgufError, GgufHeader, GgufWriter, PlannedTensor, TensorInfo};
 pub use map::{map_file, release};
+pub use onnx::{ElementType, OnnxError, OnnxFile, OnnxWriter};
 pub use safetensors::{
     Dtype, FloatType, PlannedSafeTensor, PlannedTypedTensor, SafeTensorInfo, SafetensorsError,
     SafetensorsHeader, SafetensorsWriter, ShardIndex, ShardIndexError, TypedHeader, TypedTensorInfo,

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use slmc_formats::{FileError, GgufError, SafetensorsError, safetensors::ShardIndexError};
+use slmc_formats::{FileError, GgufError, OnnxError, SafetensorsError, safetensors::ShardIndexError};
 use slmc_ir::{Format, SourceError, SpecError, TensorKey, WeightError};
 
 use crate::packed::PackError;
@@ -222,6 +222,10 @@ pub enum WriteError {
     Inexpressible { what: &'static str, container: &'static str, family: &'static str },
     #[error("the metadata carried along (`{what}`) is damaged: {why}")]
     Kept { what: String, why: &'static str },
+    #[error("{0}")]
+    OnnxFile(#[from] OnnxError),
+    #[error("ONNX: {0}")]
+    Onnx(String),
     #[error("packed matrix {key}: {source}")]
     Packed { key: TensorKey, source: PackError },
     #[error("{key} is packed with {found}, others with {expected}: one scheme must hold for the whole file")]

@@ -1,4 +1,4 @@
-//! The foreign world's edge: Hugging Face folders and GGUF files in and out.
+//! The foreign world's edge: Hugging Face folders and GGUF files in and out, ONNX out.
 //!
 //! The only tables of foreign names are here. What these files say and slmc does not use travels along in
 //! [`slmc_ir::Checkpoint::extras`], so that a model comes out as it went in: GGUF to folder to GGUF gives the same
@@ -20,6 +20,7 @@ mod hf;
 mod merged;
 mod names;
 mod numbers;
+mod onnx;
 mod open;
 mod packed;
 mod rotary;
@@ -35,6 +36,7 @@ pub use finite::check_finite;
 pub use gguf::write_gguf;
 pub use hf::{PackedMatrices, open_config, write_hf_folder, write_packed_folder};
 pub use merged::Merged;
+pub use onnx::{CheckModel, OnnxOptions, OnnxPlan, OnnxPrecision, write_onnx_file, write_onnx_folder};
 pub use open::open;
 pub use packed::{PackError, PackedLayout, PackedScheme, Runtime, runtime_limits};
 pub use write::{WriteOptions, Written};

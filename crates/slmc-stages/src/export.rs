@@ -3,11 +3,13 @@
 use std::{path::Path, sync::Arc};
 
 use serde_json::json;
-use slmc_interop::{Encoded, WriteOptions, Written, write_gguf, write_hf_folder};
+use slmc_interop::{
+    Encoded, OnnxOptions, OnnxPlan, OnnxPrecision, WriteOptions, Written, write_gguf, write_hf_folder,
+};
 use slmc_ir::{Checkpoint, Format, Host, Outline};
 use slmc_recipe::{ExportConfig, Finished, Rejection, Stage, StageContext, StageError};
 
-use crate::open::outline_of;
+use crate::{onnx::export_onnx, open::outline_of};
 
 /// A runtime that loads what slmc writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +20,8 @@ pub enum Target {
     Ollama,
     /// transformers: a Hugging Face folder.
     Transformers,
+    /// onnxruntime and onnxruntime-genai: a folder with an ONNX decoder.
+    OnnxRuntime,
 }
 
 impl std::str::FromStr for Target {
@@ -27,10 +31,13 @@ impl std::str::FromStr for Target {
             "llama.cpp" => Ok(Self::LlamaCpp),
             "ollama" => Ok(Self::Ollama),
             "transformers" => Ok(Self::Transformers),
-            "vllm" | "onnxruntime" => {
-                Err(format!("target `{name}` is not there yet: use llama.cpp, ollama or transformers"))
-            }
-            _ => Err(format!("unknown target `{name}`: the targets are llama.cpp, ollama, transformers")),
+            "onnxruntime" => Ok(Self::OnnxRuntime),
+            "vllm" => Err(format!(
+                "target `{name}` is not there yet: use llama.cpp, ollama, transformers or onnxruntime"
+            )),
+            _ => Err(format!(
+                "unknown target `{name}`: the targets are llama.cpp, ollama, transformers, onnxruntime"
+            )),
         }
     }
 }
@@ -47,6 +54,11 @@ impl Target {
             objections.push(format!(
                 "{packed} packed tensors: transformers reads them only after they are decoded (--dtype f16)"
             ));
+        }
+        if self == Self::OnnxRuntime
+            && let Err(more) = OnnxPlan::new(outline, &OnnxOptions::default())
+        {
+            objections.extend(more);
         }
         objections
     }
@@ -67,7 +79,14 @@ pub fn write_checkpoint(
 ) -> Result<Written, String> {
     let has_ending = |name: &str| path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case(name));
     if has_ending("onnx") {
-        return Err(format!("{}: ONNX is not there yet: name a .gguf file or a folder", path.display()));
+        let precision = match float {
+            None => None,
+            Some(Format::F32) => Some(OnnxPrecision::F32),
+            Some(Format::F16) => Some(OnnxPrecision::F16),
+            Some(other) => return Err(format!("{other}: ONNX is written in f32 or f16")),
+        };
+        let options = OnnxOptions { precision, ..OnnxOptions::default() };
+        return export_onnx(checkpoint, path, &options, None, host).map(|(written, _)| written);
     }
     let unpacked = float.map(|float| unpack(checkpoint, float)).transpose()?;
     let checkpoint = unpacked.as_ref().unwrap_or(checkpoint);
@@ -99,6 +118,13 @@ impl Export {
         let plain = Path::new(&config.to).components().count() == 1 && !config.to.contains(['/', '\\']);
         if !plain || config.to.starts_with('.') {
             return Err(format!("to = \"{}\": a plain name inside the run's folder is needed", config.to));
+        }
+        if Path::new(&config.to).extension().is_some_and(|ending| ending.eq_ignore_ascii_case("onnx")) {
+            return Err(format!(
+                "to = \"{}\": a stage leaves what the next can open, and ONNX is only written: use `slmc export RUN \
+                 --target onnxruntime` afterwards",
+                config.to
+            ));
         }
         let dtype = config.dtype.as_deref().map(float_format).transpose()?;
         Ok(Self { to: config.to.clone(), dtype })

@@ -10,6 +10,7 @@ mod evaluate;
 mod export;
 mod fresh;
 mod lora;
+mod onnx;
 mod open;
 mod quantize;
 mod sample;
@@ -21,6 +22,7 @@ pub use estimate::{Estimate, estimate};
 pub use evaluate::{Exactness, divergence_of, evaluate, evaluator_of, paired_on_text, perplexity_of};
 pub use export::{Target, write_checkpoint};
 pub use lora::{MergeReport, Preview, held_out_batches, merge_adapter, preview};
+pub use onnx::{Agreement, export_onnx};
 pub use open::{artefact_of, fingerprint_of, open_model, outline_of};
 pub use sample::{SampleSettings, sample_documents};
 
