@@ -1,6 +1,9 @@
 //! Exports to ONNX, from outside: what the program says without a runtime, and what onnx's checker, onnxruntime and
 //! onnxruntime-genai make of the files.
 
+// The figures are the tests' other result.
+#![allow(clippy::print_stdout)]
+
 mod common;
 #[path = "common/python.rs"]
 mod python;

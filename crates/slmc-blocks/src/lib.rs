@@ -18,6 +18,7 @@ mod codec;
 mod error;
 mod fit;
 mod float;
+mod halves;
 mod iq4;
 mod k_scales;
 mod mxfp4;
@@ -40,6 +41,7 @@ pub use codec::{
 };
 pub use error::BlockError;
 pub use float::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+pub use halves::BlockHalves;
 pub use iq4::{Iq4Nl, Iq4Xs};
 pub use mxfp4::Mxfp4;
 pub use nbits::{NBits, has_nbits};

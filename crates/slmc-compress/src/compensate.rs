@@ -7,20 +7,13 @@
 //! reconstruction is that of SparseGPT (Frantar & Alistarh 2023, arXiv:2301.00774, section 3) for whole columns,
 //! as in OSSCAR (Meng et al. 2024, arXiv:2403.12983).
 
-use faer::{
-    Accum, Conj, Mat, Par,
-    dyn_stack::{MemBuffer, MemStack},
-    linalg::{cholesky::llt, matmul::matmul},
-    prelude::default,
-};
+use faer::Mat;
 use ndarray::Array2;
 
-use crate::{CompressError, GramStats, MatRef};
-
-/// Where damping begins to grow from when asked for less.
-const SMALLEST_DAMPING: f64 = 1e-8;
-/// Where it stops: at ten times the mean diagonal any Gram matrix is far from singular.
-const LARGEST_DAMPING: f64 = 10.0;
+use crate::{
+    CompressError, GramStats, MatRef,
+    least_squares::{inner, next_damping, product, quadratic, shift},
+};
 
 /// A projection onto fewer input channels. Its errors are measured on the tokens it was fitted to: on fresh text
 /// they are larger, the more so the fewer tokens there were for each kept channel.
@@ -83,10 +76,7 @@ pub fn compensate(
             let [energy, error_dropped, error] = [energy, dropped, error].map(|sum| sum / n_tokens);
             return Ok(Compensated { weight, damping, energy, error_dropped, error });
         }
-        if damping >= LARGEST_DAMPING {
-            return Err(CompressError::Singular(damping));
-        }
-        damping = (damping * 10.0).max(SMALLEST_DAMPING);
+        damping = next_damping(damping).ok_or(CompressError::Singular(damping))?;
     }
 }
 
@@ -106,42 +96,6 @@ fn check(w_down: MatRef<'_>, stats: &GramStats, kept: &[usize], damping: f64) ->
         return Err(CompressError::NotFinite { what: "a weight", channel, value: weight.into() });
     }
     stats.check()
-}
-
-/// `cross (gram + lambda I)^-1`, or `None` when that matrix has no Cholesky factor.
-fn shift(gram: &Mat<f64>, cross: &Mat<f64>, damping: f64) -> Option<Mat<f64>> {
-    let n = gram.nrows();
-    let mean = (0..n).map(|i| gram[(i, i)]).sum::<f64>() / n as f64;
-    let lambda = damping * mean;
-    // Channels that were never active know nothing of the others: a row of the identity leaves them alone.
-    let mut factor = Mat::from_fn(n, n, |i, j| {
-        gram[(i, j)] + if i != j { 0.0 } else { lambda + f64::from(gram[(i, i)] == 0.0) }
-    });
-    let scratch = llt::factor::cholesky_in_place_scratch::<f64>(n, Par::Seq, default());
-    let mut memory = MemBuffer::new(scratch);
-    let stack = MemStack::new(&mut memory);
-    llt::factor::cholesky_in_place(factor.as_mut(), default(), Par::Seq, stack, default()).ok()?;
-    // (gram + lambda I) shift^T = cross^T
-    let mut solution = cross.transpose().to_owned();
-    llt::solve::solve_in_place_with_conj(factor.as_ref(), Conj::No, solution.as_mut(), Par::Seq, stack);
-    let shift = solution.transpose().to_owned();
-    shift.is_all_finite().then_some(shift)
-}
-
-fn product(left: &Mat<f64>, right: &Mat<f64>) -> Mat<f64> {
-    let mut result = Mat::zeros(left.nrows(), right.ncols());
-    matmul(result.as_mut(), Accum::Replace, left.as_ref(), right.as_ref(), 1.0, Par::Seq);
-    result
-}
-
-/// Trace of `matrix gram matrix^T`: the squared norm of the matrix's outputs, summed over tokens.
-fn quadratic(matrix: &Mat<f64>, gram: &Mat<f64>) -> f64 {
-    inner(&product(matrix, gram), matrix)
-}
-
-/// Sum of products of the elements.
-fn inner(left: &Mat<f64>, right: &Mat<f64>) -> f64 {
-    (0..left.ncols()).map(|j| (0..left.nrows()).map(|i| left[(i, j)] * right[(i, j)]).sum::<f64>()).sum()
 }
 
 #[cfg(test)]

@@ -10,7 +10,8 @@
 //!
 //! To carve a smaller student out of a teacher: [`choose_layers`] drops whole blocks, prefiltered by
 //! [`BlockInfluence`]; [`channel_scores`] and [`keep_top`] pick the MLP channels that stay; [`compensate`] refits
-//! the down projection to the channels that are left.
+//! the down projection to the channels that are left. [`refit`] brings what a projection adds to the residual stream
+//! nearer to a teacher's stream.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
@@ -20,7 +21,9 @@ mod error;
 mod gram;
 mod influence;
 mod layers;
+mod least_squares;
 pub mod quant;
+mod refit;
 mod stats;
 
 pub use channels::{ChannelStats, channel_scores, keep_top};
@@ -29,4 +32,5 @@ pub use error::{ChooseError, CompressError};
 pub use gram::GramStats;
 pub use influence::BlockInfluence;
 pub use layers::{Candidates, LayerChoice, Trial, choose_layers};
+pub use refit::{RefitStats, Refitted, refit};
 pub use stats::{LayerStats, MatRef};

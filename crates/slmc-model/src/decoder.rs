@@ -2,7 +2,7 @@
 
 use burn::{
     module::{Module, Param},
-    tensor::{Device, Tensor},
+    tensor::{Device, Tensor, TensorData},
 };
 use slmc_ir::{ModelSpec, Part, Role, TensorKey};
 use slmc_kernels::Products;
@@ -234,6 +234,24 @@ impl Decoder {
             (Some(projection), Part::Weight) => Some(Parameter::Matrix(&projection.weight)),
             (Some(projection), Part::Bias) => projection.bias.as_ref().map(Parameter::Vector),
             (None, _) => block.norm(key.role).map(Parameter::Vector),
+        }
+    }
+
+    /// Puts other numbers in the place of a parameter's, in row order; what trained goes on to be trained.
+    ///
+    /// # Panics
+    /// When the model has no such parameter, or one of another size.
+    pub fn replace(&mut self, key: TensorKey, numbers: Vec<f32>) {
+        fn other<const D: usize>(parameter: &mut Param<Tensor<D>>, numbers: Vec<f32>) {
+            let (shape, device) = (parameter.dims(), parameter.device().inner());
+            let tensor = Tensor::<D>::from_data(TensorData::new(numbers, shape), &device);
+            let learns = parameter.is_require_grad();
+            let tensor = if learns { tensor.autodiff().require_grad() } else { tensor };
+            *parameter = Param::initialized(parameter.id, tensor);
+        }
+        match self.parameter_mut(key).expect("a parameter of the model") {
+            ParameterMut::Matrix(matrix) => other(matrix, numbers),
+            ParameterMut::Vector(vector) => other(vector, numbers),
         }
     }
 

@@ -33,5 +33,5 @@ pub use gradients::{Grads, gradients};
 pub use load::LoadError;
 pub use lora::{AdapterAdamW, AdapterGrads, Frozen, RowLoss, Rows, fresh_adapter};
 pub use loss::{DistillationLoss, distillation_loss, next_token_loss};
-pub use slices::passes::{BlockPass, HeadPass, HeadSeen, Seen};
+pub use slices::passes::{BlockPass, HeadPass, HeadSeen, Mixed, Seen};
 pub use slmc_kernels::{Distillation, Products};

@@ -213,6 +213,13 @@ pub struct DistillConfig {
     pub sampled_tokens: usize,
     /// Share of such text among the sequences, where there is any.
     pub sampled_share: f64,
+    /// Tokens on which the output and down projections of a student that was carved out of its teacher are fitted to the
+    /// teacher's hidden states, block by block in closed form, before the training; 0 for none. The fitting counts as part
+    /// of a budget in minutes.
+    pub fit_tokens: usize,
+    /// What learns: `weights`, or of a packed model `scales`: each block's f16 scale and the norms' gains, while its
+    /// levels, formats and size stay.
+    pub learn: String,
     /// The loop's settings.
     #[serde(flatten)]
     pub train: TrainConfig,
@@ -223,6 +230,8 @@ impl DistillConfig {
     pub const TEMPERATURE: f64 = 1.0;
     /// Mostly the teacher, with a little of the text's own truth.
     pub const ALPHA: f64 = 0.9;
+    /// All of the student.
+    pub const LEARN: &str = "weights";
     /// As much of the teacher's own text as of the data.
     pub const SAMPLED_SHARE: f64 = 0.5;
 }

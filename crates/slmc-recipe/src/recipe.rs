@@ -214,8 +214,20 @@ fn distill(mut table: Table, place: &str) -> Result<DistillConfig, RecipeError> 
     let hidden_weight = take(&mut table, "hidden_weight")?.unwrap_or(0.0);
     let sampled_tokens = take(&mut table, "sampled_tokens")?.unwrap_or(0);
     let sampled_share = take(&mut table, "sampled_share")?.unwrap_or(DistillConfig::SAMPLED_SHARE);
+    let fit_tokens = take(&mut table, "fit_tokens")?.unwrap_or(0);
+    let learn = take(&mut table, "learn")?.unwrap_or_else(|| DistillConfig::LEARN.to_owned());
     let train = typed(table, place)?;
-    Ok(DistillConfig { teacher, temperature, alpha, hidden_weight, sampled_tokens, sampled_share, train })
+    Ok(DistillConfig {
+        teacher,
+        temperature,
+        alpha,
+        hidden_weight,
+        sampled_tokens,
+        sampled_share,
+        fit_tokens,
+        learn,
+        train,
+    })
 }
 
 /// As [`distill`]: the loop's keys and some more.

@@ -48,6 +48,9 @@ pub enum TrainError {
     /// Distillation without a teacher, or the other way round.
     #[error("{0}")]
     Teacher(&'static str),
+    /// A packed model whose scales cannot learn.
+    #[error("{0}")]
+    Packed(String),
     /// An adapter that is none, or another model's.
     #[error("{0}")]
     Adapter(String),

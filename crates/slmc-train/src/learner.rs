@@ -82,18 +82,14 @@ impl Learner {
         };
         (LossFigures { loss: f64::from(total), ..figures }, grads)
     }
-}
 
-impl Learn for Learner {
-    type Student = Decoder;
-
-    fn step(
-        mut self,
+    /// Loss and gradients of a step's micro-batches, each target token weighing the same; clipped.
+    pub(crate) fn gradients(
+        &self,
         batches: &[Batch],
         step: u64,
-        rate: f64,
         settings: &TrainSettings,
-    ) -> Result<(Self, StepFigures), TrainError> {
+    ) -> Result<(StepFigures, Grads), TrainError> {
         if batches.iter().any(|batch| batch.starts.is_some()) {
             let message =
                 "rows of several documents are for adapters: a whole decoder looks across their borders";
@@ -118,6 +114,26 @@ impl Learn for Learner {
         if !grad_norm.is_finite() {
             return Err(TrainError::NotFinite { step, what: worst_gradient(&grads) });
         }
+        Ok((StepFigures { losses, grad_norm: f64::from(grad_norm) }, grads))
+    }
+
+    /// The student, to change.
+    pub(crate) fn student_mut(&mut self) -> &mut Decoder {
+        &mut self.student
+    }
+}
+
+impl Learn for Learner {
+    type Student = Decoder;
+
+    fn step(
+        mut self,
+        batches: &[Batch],
+        step: u64,
+        rate: f64,
+        settings: &TrainSettings,
+    ) -> Result<(Self, StepFigures), TrainError> {
+        let (figures, grads) = self.gradients(batches, step, settings)?;
         let hyper = AdamWHyper {
             beta1: settings.beta1 as f32,
             beta2: settings.beta2 as f32,
@@ -125,7 +141,7 @@ impl Learn for Learner {
             weight_decay: settings.weight_decay as f32,
         };
         self.student = self.optimizer.step(self.student, grads, rate as f32, hyper);
-        Ok((self, StepFigures { losses, grad_norm: f64::from(grad_norm) }))
+        Ok((self, figures))
     }
 
     fn evaluate(&self, batches: &[Batch], step: u64) -> Result<EvalFigures, TrainError> {
@@ -255,7 +271,7 @@ fn worst_gradient(grads: &Grads) -> String {
 }
 
 /// The numbers of a tensor, in row order.
-fn numbers(tensor: Tensor<1>) -> Result<Vec<f32>, TrainError> {
+pub(crate) fn numbers(tensor: Tensor<1>) -> Result<Vec<f32>, TrainError> {
     let data = tensor.without_autodiff().into_data_as::<f32>();
     Ok(data.iter::<f32>().collect())
 }

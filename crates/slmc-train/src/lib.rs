@@ -12,8 +12,10 @@ mod error;
 mod learn;
 mod learner;
 mod metrics;
+mod packed;
 mod plan;
 mod run_folder;
+mod scale_learner;
 mod settings;
 mod tensor_file;
 mod train;
@@ -24,4 +26,6 @@ pub use metrics::{EvalFigures, LossFigures, MetricsLine};
 pub use plan::{Plan, TIMED_STEPS};
 pub use run_folder::{RunState, discard};
 pub use settings::{Budget, DistillSettings, Precision, TrainSettings};
-pub use train::{AdapterInputs, Outcome, Stopped, TrainInputs, train, train_adapter};
+pub use train::{
+    AdapterInputs, Outcome, ScaleInputs, Stopped, TrainInputs, train, train_adapter, train_scales,
+};

@@ -1,10 +1,11 @@
 //! The loop: batches in, a trained student out, a log and checkpoints on the way.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use slmc_data::Batch;
-use slmc_ir::{Adapter, Host};
+use slmc_ir::{Adapter, Host, TensorKey, Weight, WeightSource};
 use slmc_model::{Decoder, Frozen};
 
 use crate::adapter_learner::AdapterLearner;
@@ -14,6 +15,7 @@ use crate::learn::{Learn, StepFigures};
 use crate::learner::Learner;
 use crate::metrics::Metrics;
 use crate::run_folder::RunFolder;
+use crate::scale_learner::ScaleLearner;
 use crate::{
     Budget, EvalFigures, LossFigures, MetricsLine, Plan, RunState, TIMED_STEPS, TrainError, TrainSettings,
 };
@@ -65,6 +67,14 @@ pub struct AdapterInputs<'a> {
     pub run_dir: &'a Path,
     /// Hash of everything outside the settings that the result depends on: data, base, the adapter's shape.
     pub inputs_hash: String,
+}
+
+/// What a run that trains a packed model's scales works on.
+pub struct ScaleInputs<'a> {
+    /// The model as it is packed.
+    pub packed: &'a dyn WeightSource,
+    /// Everything else; `student` has the packed model's numbers.
+    pub whole: TrainInputs<'a>,
 }
 
 /// What a run leaves, besides its folder.
@@ -158,6 +168,36 @@ pub fn train_adapter(
         None => (AdapterLearner::new(base, adapter), RunState::new(settings, &inputs_hash), None),
     };
     let run = Run::begin(settings, host, train, eval, spec.vocab_size, folder, state, saved_step)?;
+    run.finish(learner)
+}
+
+/// Trains the scales and gains of a packed model, whose levels stay, by the same loop as [`train`]: the same plan, log and
+/// checkpoints, and a run that was interrupted ends in the same bytes as an unbroken one. Of the settings
+/// `weight_decay` and `freeze_embedding` mean nothing here.
+pub fn train_scales(
+    inputs: ScaleInputs<'_>,
+    settings: &TrainSettings,
+    host: &dyn Host,
+) -> Result<Outcome<BTreeMap<TensorKey, Weight>>, TrainError> {
+    settings.validate()?;
+    let ScaleInputs { packed, whole } = inputs;
+    let vocab_size = check_models(&whole, settings)?;
+    batches::check_held_out(whole.eval, vocab_size)?;
+    let folder = RunFolder::open(whole.run_dir)?;
+    let TrainInputs { student, teacher, train, eval, run_dir, inputs_hash } = whole;
+    let learner = ScaleLearner::new(packed, student, teacher, settings)?;
+    let (learner, state, saved_step) = match folder.latest(host)? {
+        Some(saved) => {
+            saved.state.check_same_run(run_dir, settings, &inputs_hash)?;
+            let step = saved.state.step;
+            let learner = learner.restore(&saved.path, step)?;
+            let mut state = saved.state;
+            state.settings = settings.clone();
+            (learner, state, Some(step))
+        }
+        None => (learner, RunState::new(settings, &inputs_hash), None),
+    };
+    let run = Run::begin(settings, host, train, eval, vocab_size, folder, state, saved_step)?;
     run.finish(learner)
 }
 

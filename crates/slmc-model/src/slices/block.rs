@@ -107,9 +107,24 @@ fn project(
     Some(factors.forward(x, [n, d_in, d_out], out, stride))
 }
 
-/// The block's result and everything on the way.
-pub(crate) fn forward(sizes: Sizes, inputs: &Inputs<'_>, rope: &RopeTable) -> Forward {
-    let (n, d, d_ff) = (sizes.n_tokens(), sizes.d_model, sizes.d_ff);
+/// Attention and what it adds to the hidden states.
+pub(crate) struct Attended {
+    attn_input: Vec<f32>,
+    attn_inverse: Vec<f32>,
+    query: Heads,
+    key: Heads,
+    value: Vec<f32>,
+    mix: Vec<f32>,
+    log_sums: Vec<f32>,
+    /// In token order.
+    pub attn_mix: Vec<f32>,
+    pub after_attention: Vec<f32>,
+    low: Low,
+}
+
+/// The block's first half.
+pub(crate) fn attend(sizes: Sizes, inputs: &Inputs<'_>, rope: &RopeTable) -> Attended {
+    let (n, d) = (sizes.n_tokens(), sizes.d_model);
     let shape = sizes.attention;
     let hidden = required(inputs, HIDDEN);
     let (mut attn_input, mut attn_inverse) = (vec![0.0; n * d], vec![0.0; n]);
@@ -125,25 +140,60 @@ pub(crate) fn forward(sizes: Sizes, inputs: &Inputs<'_>, rope: &RopeTable) -> Fo
     let mut attn_mix = vec![0.0; mix.len()];
     from_heads(&mix, &mut attn_mix, sizes.d_query(), 0, sizes.heads(shape.n_heads));
     let mut after_attention = hidden.to_vec();
-    low[adapter_slot(ATTN_OUTPUT)] = project(
-        sizes,
-        &attn_mix,
-        inputs,
-        ATTN_OUTPUT,
-        [n, sizes.d_query(), d],
-        &mut after_attention,
-        d,
-        Update::Add,
-    );
+    low[adapter_slot(ATTN_OUTPUT)] =
+        add_projected(sizes, inputs, ATTN_OUTPUT, &attn_mix, &mut after_attention);
+    Attended { attn_input, attn_inverse, query, key, value, mix, log_sums, attn_mix, after_attention, low }
+}
 
+/// Adds attention's output or the MLP's to hidden states.
+pub(crate) fn add_projected(
+    sizes: Sizes,
+    inputs: &Inputs<'_>,
+    slot: usize,
+    x: &[f32],
+    hidden: &mut [f32],
+) -> Option<Vec<f32>> {
+    let (n, d) = (sizes.n_tokens(), sizes.d_model);
+    project(sizes, x, inputs, slot, [n, x.len() / n, d], hidden, d, Update::Add)
+}
+
+/// What the down projection is given, and what the way back needs of it.
+pub(crate) struct Gated {
+    ffn_input: Vec<f32>,
+    ffn_inverse: Vec<f32>,
+    gate_up: Vec<f32>,
+    pub ffn_product: Vec<f32>,
+}
+
+/// The block's second half, up to the down projection.
+pub(crate) fn gated(sizes: Sizes, inputs: &Inputs<'_>, after_attention: &[f32], low: &mut Low) -> Gated {
+    let (n, d, d_ff) = (sizes.n_tokens(), sizes.d_model, sizes.d_ff);
     let (mut ffn_input, mut ffn_inverse) = (vec![0.0; n * d], vec![0.0; n]);
-    rms_norm(&after_attention, required(inputs, FFN_NORM), sizes.eps, &mut ffn_input, &mut ffn_inverse);
-    let gate_up = gate_and_up(sizes, inputs, &ffn_input, &mut low);
+    rms_norm(after_attention, required(inputs, FFN_NORM), sizes.eps, &mut ffn_input, &mut ffn_inverse);
+    let gate_up = gate_and_up(sizes, inputs, &ffn_input, low);
     let mut ffn_product = vec![0.0; n * d_ff];
     swiglu(&gate_up, &mut ffn_product, d_ff);
+    Gated { ffn_input, ffn_inverse, gate_up, ffn_product }
+}
+
+/// The block's result and everything on the way.
+pub(crate) fn forward(sizes: Sizes, inputs: &Inputs<'_>, rope: &RopeTable) -> Forward {
+    let Attended {
+        attn_input,
+        attn_inverse,
+        query,
+        key,
+        value,
+        mix,
+        log_sums,
+        attn_mix,
+        after_attention,
+        mut low,
+    } = attend(sizes, inputs, rope);
+    let Gated { ffn_input, ffn_inverse, gate_up, ffn_product } =
+        gated(sizes, inputs, &after_attention, &mut low);
     let mut out = after_attention.clone();
-    low[adapter_slot(DOWN)] =
-        project(sizes, &ffn_product, inputs, DOWN, [n, d_ff, d], &mut out, d, Update::Add);
+    low[adapter_slot(DOWN)] = add_projected(sizes, inputs, DOWN, &ffn_product, &mut out);
 
     Forward {
         out,
@@ -164,7 +214,7 @@ pub(crate) fn forward(sizes: Sizes, inputs: &Inputs<'_>, rope: &RopeTable) -> Fo
 }
 
 /// What the projections of a block keep of their factors.
-type Low = [Option<Vec<f32>>; N_PROJECTIONS];
+pub(crate) type Low = [Option<Vec<f32>>; N_PROJECTIONS];
 
 /// Gate and up of each token, side by side: `[n_tokens, 2 · d_ff]`.
 fn gate_and_up(sizes: Sizes, inputs: &Inputs<'_>, ffn_input: &[f32], low: &mut Low) -> Vec<f32> {

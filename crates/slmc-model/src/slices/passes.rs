@@ -12,7 +12,7 @@ use slmc_kernels::{
 };
 
 use super::{
-    block::{backward_seeing, forward},
+    block::{Attended, Low, add_projected, attend, backward_seeing, forward, gated},
     inputs::{
         ATTN_NORM, ATTN_OUTPUT, DOWN, FFN_NORM, GATE, HIDDEN, Inputs, KEY, KEY_NORM, N_INPUTS, N_PROJECTIONS,
         QUERY, QUERY_NORM, Sizes, UP, VALUE,
@@ -54,6 +54,14 @@ pub struct Seen<'a> {
     pub sizes: [usize; 3],
 }
 
+/// What a block's attention made of hidden states, a row for each token.
+pub struct Mixed {
+    /// What its output projection was given, `[n_tokens, n_heads * d_head]`.
+    pub attn_mix: Vec<f32>,
+    /// Hidden states between attention and MLP, `[n_tokens, d_model]`.
+    pub after_attention: Vec<f32>,
+}
+
 /// The weights of one block.
 pub struct BlockPass {
     spec: ModelSpec,
@@ -93,6 +101,46 @@ impl BlockPass {
     /// Hidden states `[batch, seq, d_model]` after the block.
     pub fn forward(&self, hidden: &[f32], [batch, seq]: [usize; 2]) -> Vec<f32> {
         forward(Sizes::new(&self.spec, batch, seq, self.products), &self.inputs(hidden), &self.rope).out
+    }
+
+    /// Attention's mix of values, and hidden states after its output projection.
+    pub fn attend(&self, hidden: &[f32], [batch, seq]: [usize; 2]) -> Mixed {
+        let sizes = Sizes::new(&self.spec, batch, seq, self.products);
+        let Attended { attn_mix, after_attention, .. } = attend(sizes, &self.inputs(hidden), &self.rope);
+        Mixed { attn_mix, after_attention }
+    }
+
+    /// What the down projection is given, `[n_tokens, d_ff]`, of hidden states between attention and MLP.
+    pub fn gated(&self, after_attention: &[f32], [batch, seq]: [usize; 2]) -> Vec<f32> {
+        let sizes = Sizes::new(&self.spec, batch, seq, self.products);
+        gated(sizes, &self.inputs(&[]), after_attention, &mut Low::default()).ffn_product
+    }
+
+    /// Adds the projection of attention's mix ([`Role::AttnOutput`]) or of the gated product ([`Role::Down`]) to hidden states.
+    ///
+    /// # Panics
+    /// When the role is another.
+    pub fn add(&self, role: Role, x: &[f32], hidden: &mut [f32], [batch, seq]: [usize; 2]) {
+        assert!(matches!(role, Role::AttnOutput | Role::Down), "what is added to hidden states");
+        let slot = if role == Role::Down { DOWN } else { ATTN_OUTPUT };
+        add_projected(Sizes::new(&self.spec, batch, seq, self.products), &self.inputs(&[]), slot, x, hidden);
+    }
+
+    /// A projection's matrix, `[d_out, d_in]` row by row.
+    pub fn matrix(&self, role: Role) -> Option<&[f32]> {
+        let (_, slot) = SLOTS.iter().find(|(slot_role, _)| *slot_role == role)?;
+        self.tensors[*slot].as_deref()
+    }
+
+    /// Puts another matrix in the place of a projection's.
+    ///
+    /// # Panics
+    /// When the block has no such projection, or one of another size.
+    pub fn replace(&mut self, role: Role, numbers: Vec<f32>) {
+        let (_, slot) = SLOTS.iter().find(|(slot_role, _)| *slot_role == role).expect("a role of a block");
+        let old = self.tensors[*slot].as_mut().expect("a projection of the block");
+        assert_eq!(old.len(), numbers.len(), "a matrix of the same size");
+        *old = numbers;
     }
 
     /// Runs the block on `hidden` again, and back from the gradient of what it gave: the gradient of `hidden`.

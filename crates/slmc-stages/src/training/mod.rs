@@ -1,21 +1,25 @@
 //! The train and distill stages: one loop, with or without a teacher.
 
 mod data;
+mod finish;
+mod fit;
 
 use std::sync::Arc;
 
 use serde_json::json;
-use slmc_interop::{WriteOptions, write_hf_folder};
-use slmc_ir::{Checkpoint, Format, Host, Outline};
+use slmc_ir::{Checkpoint, Host, Outline, TokenId};
 use slmc_model::{Decoder, Products};
 use slmc_recipe::{Budget, DistillConfig, Finished, Rejection, Stage, StageContext, StageError, TrainConfig};
-use slmc_train::{DistillSettings, Precision, Stopped, TrainInputs, TrainSettings, train};
+use slmc_train::{
+    BatchSource, DistillSettings, Precision, ScaleInputs, TrainInputs, TrainSettings, train, train_scales,
+};
 
-use self::data::Sampled;
+pub(crate) use self::finish::float_of;
+use self::{data::Sampled, finish::check_stopped, fit::Fitted};
 use crate::{
     Surroundings,
     calibration::{same_vocabulary, tokenizer_of},
-    open::{open_device, open_model, outline_of},
+    open::{open_device, open_model},
 };
 
 /// The train stage, and with a teacher the distill stage.
@@ -31,6 +35,18 @@ struct Teaching {
     settings: DistillSettings,
     /// Text that the teacher writes for its student.
     sampled: Option<Sampled>,
+    /// Tokens that the student is fitted to its teacher on.
+    fit_tokens: usize,
+    learn: Learning,
+}
+
+/// What learns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Learning {
+    /// All of the student.
+    Weights,
+    /// The scales of a packed student, and its gains.
+    Scales,
 }
 
 impl Training {
@@ -55,12 +71,28 @@ impl Training {
         if !(0.0..=1.0).contains(&config.sampled_share) {
             return Err(format!("sampled_share = {}: a share is between 0 and 1", config.sampled_share));
         }
+        let learn = match config.learn.as_str() {
+            "weights" => Learning::Weights,
+            "scales" => Learning::Scales,
+            other => return Err(format!("learn = `{other}`: what learns is `weights` or `scales`")),
+        };
+        if learn == Learning::Scales && config.fit_tokens > 0 {
+            return Err(
+                "fit_tokens: what is fitted are weights; with learn = `scales` leave it at 0".to_owned()
+            );
+        }
         let DistillConfig { temperature, alpha, hidden_weight, .. } = config;
         let settings = DistillSettings { temperature, alpha, hidden_weight };
         let sampled = (config.sampled_tokens > 0 && config.sampled_share > 0.0)
             .then_some(Sampled { n_tokens: config.sampled_tokens, share: config.sampled_share });
         Ok(Self {
-            teaching: Some(Teaching { teacher: config.teacher, settings, sampled }),
+            teaching: Some(Teaching {
+                teacher: config.teacher,
+                settings,
+                sampled,
+                fit_tokens: config.fit_tokens,
+                learn,
+            }),
             config: config.train,
             around,
         })
@@ -130,6 +162,10 @@ impl Training {
         Precision::F32
     }
 
+    fn learns_scales(&self) -> bool {
+        self.teaching.as_ref().is_some_and(|teaching| teaching.learn == Learning::Scales)
+    }
+
     fn teacher(&self, context: &StageContext<'_>) -> Result<Option<Checkpoint>, StageError> {
         let Some(teaching) = &self.teaching else { return Ok(None) };
         let named = teaching.teacher.as_deref().map(open_model).transpose().map_err(StageError::Input)?;
@@ -180,6 +216,13 @@ impl Stage for Training {
                 "seq_len = {seq_len} is more than the model's context of {context_len}"
             )));
         }
+        if self.learns_scales() {
+            if input.formats.iter().all(|(_, format)| format.is_float()) {
+                let message = "learn = `scales`: nothing of the model is packed: quantize it first";
+                return Err(Rejection(message.to_owned()));
+            }
+            return Ok(input.clone());
+        }
         Ok(Outline::of(input.spec.clone(), float_of(input), true))
     }
 
@@ -207,16 +250,18 @@ impl Stage for Training {
         let load = |checkpoint: &Checkpoint, device: &_| {
             Decoder::load(&*checkpoint.weights, device).map_err(|e| StageError::Failed(e.to_string()))
         };
-        let student = load(&input, &device)?;
+        let fitted = self.fitted(&input, teacher.as_ref(), &train_batches, context)?;
+        let student = load(fitted.as_ref().map_or(&input, |fitted| &fitted.student), &device)?;
         let teacher_decoder = teacher.as_ref().map(|teacher| load(teacher, &device)).transpose()?;
         let precision = self.precision(&student, context.host, &mut fallbacks);
         let distill = self.teaching.as_ref().map(|teaching| teaching.settings);
         let mut settings = loop_settings(&self.config, precision, distill, context.seed);
-        if let (slmc_train::Budget::Minutes(minutes), Some((text, _))) = (&mut settings.budget, &sampled) {
-            *minutes -= text.seconds / 60.0;
+        if let slmc_train::Budget::Minutes(minutes) = &mut settings.budget {
+            *minutes -= sampled.as_ref().map_or(0.0, |(text, _)| text.seconds) / 60.0;
+            *minutes -= fitted.as_ref().map_or(0.0, |fitted| fitted.notes.seconds) / 60.0;
             if *minutes <= 0.0 {
-                let message =
-                    "writing the sampled text took all of the minutes: ask for fewer `sampled_tokens`";
+                let message = "writing text and fitting took all of the minutes: ask for fewer `sampled_tokens` and \
+                               `fit_tokens`";
                 return Err(StageError::Input(message.to_owned()));
             }
         }
@@ -233,64 +278,48 @@ impl Stage for Training {
             // The runner gives each set of settings and inputs a folder of its own.
             inputs_hash: String::new(),
         };
-        let outcome =
-            train(inputs, &settings, &device, context.host).map_err(|e| StageError::Failed(e.to_string()))?;
-        match outcome.stopped {
-            Stopped::Completed => {}
-            Stopped::Interrupted => {
-                return Err(StageError::Interrupted(format!(
-                    "after step {}; everything is saved",
-                    outcome.steps
-                )));
-            }
-            Stopped::OutOfTime => {
-                let message = format!(
-                    "out of time after step {}: the machine slowed down; the last steps are missing",
-                    outcome.steps
-                );
-                context.host.warn(&message);
-                fallbacks.push(message);
-            }
+        let prepared = json!({
+            "sampled_documents": sampled.map_or(0, |(text, _)| text.documents.len()),
+            "fit": fitted.map(|fitted| fitted.notes),
+        });
+        let failed = |e: slmc_train::TrainError| StageError::Failed(e.to_string());
+        if self.learns_scales() {
+            let inputs = ScaleInputs { packed: &*input.weights, whole: inputs };
+            let outcome = train_scales(inputs, &settings, context.host).map_err(failed)?;
+            check_stopped(&outcome, context, &mut fallbacks)?;
+            return self.finish_scales(&input, outcome, &prepared, fallbacks, context);
         }
-        let n_sampled = sampled.map_or(0, |(text, _)| text.documents.len());
-        self.finish(&input, outcome, n_sampled, fallbacks, context)
+        let outcome = train(inputs, &settings, &device, context.host).map_err(failed)?;
+        check_stopped(&outcome, context, &mut fallbacks)?;
+        self.finish(&input, outcome, &prepared, fallbacks, context)
     }
 }
 
-/// The float format of a model's matrices; f16 where they are packed.
-pub(crate) fn float_of(outline: &Outline) -> Format {
-    let matrix = outline.formats.iter().find(|(key, _)| key.role.is_matrix());
-    matrix.map(|&(_, format)| format).filter(|format| format.is_float()).unwrap_or(Format::F16)
-}
-
 impl Training {
-    /// Stores the student in the float format that went in.
-    fn finish(
+    /// The student fitted to its teacher on the first of the training's batches, where that is asked for.
+    fn fitted(
         &self,
         input: &Checkpoint,
-        outcome: slmc_train::Outcome,
-        n_sampled: usize,
-        fallbacks: Vec<String>,
+        teacher: Option<&Checkpoint>,
+        batches: &impl BatchSource,
         context: &StageContext<'_>,
-    ) -> Result<Finished, StageError> {
-        let float = float_of(&outline_of(input).map_err(StageError::Failed)?);
-        let lineage = context.history(&input.lineage, self, &fallbacks);
-        let checkpoint =
-            Checkpoint { weights: Arc::new(outcome.student.to_source()), lineage, ..input.clone() };
-        let artefact = context.folder.join("model");
-        let options = WriteOptions { float: Some(float), ..WriteOptions::default() };
-        write_hf_folder(&checkpoint, &artefact, &options, context.host)
-            .map_err(|e| StageError::Failed(e.to_string()))?;
-        // The artefact is complete: what training would resume from is of no more use.
-        let checkpoints = context.folder.join("checkpoints");
-        std::fs::remove_dir_all(checkpoints).map_err(|e| StageError::Failed(e.to_string()))?;
-        let report = json!({
-            "steps": outcome.steps,
-            "tokens": outcome.tokens,
-            "sampled_documents": n_sampled,
-            "final_loss": outcome.final_loss,
-            "final_eval": outcome.eval,
-        });
-        Ok(Finished { artefact, report, fallbacks })
+    ) -> Result<Option<Fitted>, StageError> {
+        let n_tokens = self.teaching.as_ref().map_or(0, |teaching| teaching.fit_tokens);
+        let Some(teacher) = teacher.filter(|_| n_tokens > 0) else { return Ok(None) };
+        let mut sequences: Vec<Vec<TokenId>> = Vec::new();
+        let seq_len = self.config.seq_len;
+        for index in 0.. {
+            if sequences.len() * seq_len >= n_tokens {
+                break;
+            }
+            let batch = batches.batch(index).map_err(|e| StageError::Failed(e.to_string()))?;
+            sequences.extend(batch.inputs.chunks_exact(seq_len).map(<[TokenId]>::to_vec));
+        }
+        // Proved when the stage was made.
+        let products = match precision_of(&self.config).unwrap_or_default() {
+            Precision::Bf16 => Products::half().unwrap_or_default(),
+            Precision::F32 => Products::Single,
+        };
+        fit::fitted(input, teacher, &sequences, products, context).map(Some)
     }
 }
