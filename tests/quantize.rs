@@ -20,6 +20,10 @@ fn arguments(goal: [&str; 2], method: &str, out: &Path) -> Vec<String> {
         let more = ["--calibration", &data, "--set", "n_sequences=24", "--set", "seq_len=128"];
         arguments.extend(more.iter().map(|&word| word.to_owned()));
     }
+    if method == "auto" {
+        // Learning has a test of its own.
+        arguments.extend(["--tune-tokens", "0"].map(str::to_owned));
+    }
     arguments
 }
 
@@ -77,6 +81,21 @@ fn a_size_is_kept_to_the_byte_and_used() {
         assert!(kl < before, "{megabytes} MB: {kl} after {before}");
         before = kl;
     }
+}
+
+#[test]
+fn scales_learn_once_the_levels_are_chosen_and_the_size_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let [still, learnt] = ["0", "16384"].map(|n_tokens| {
+        let out = folder.path().join(format!("{n_tokens}.gguf"));
+        let mut arguments = arguments(["--target-size", "2.4MB"], "gptq", &out);
+        arguments.extend(["--tune-tokens", n_tokens].map(str::to_owned));
+        let found = run_json(&arguments);
+        assert!(out.metadata().unwrap().len() <= 2_400_000);
+        assert!(found["tensors"].as_array().unwrap().len() > 10, "the quantization's own report");
+        kld(&out)
+    });
+    assert!(learnt < 0.9 * still, "KL {still} without learning, {learnt} with it");
 }
 
 #[test]

@@ -79,7 +79,7 @@ pub enum Verb {
     Convert(ConvertArgs),
     /// Write everything that a runtime needs
     #[command(
-        after_help = "Examples: slmc export model/ --target llama.cpp --out model.gguf\n          slmc export model.gguf --target onnxruntime --precision int4 --out onnx/"
+        after_help = "Example: slmc export model/ --target llama.cpp --out model.gguf\n         slmc export model.gguf --target onnxruntime --precision int4 --out onnx/"
     )]
     Export(ExportArgs),
     /// Train on next tokens

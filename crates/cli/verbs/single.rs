@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
+use slmc_ir::Host;
 use slmc_recipe::{Recipe, RunSummary};
 use toml::{Table, Value};
 
@@ -33,6 +34,9 @@ pub fn train(args: &TrainArgs, session: &Session<'_>) -> Result<(), Failure> {
     work.run(recipe, stages, None, session)
 }
 
+/// Tokens on which a carved student is fitted to its teacher before it trains.
+const FIT_TOKENS: i64 = 1 << 14;
+
 /// Trains a student on a teacher's soft targets.
 pub fn distill(args: &DistillArgs, session: &Session<'_>) -> Result<(), Failure> {
     let mut stages = Vec::new();
@@ -50,6 +54,7 @@ pub fn distill(args: &DistillArgs, session: &Session<'_>) -> Result<(), Failure>
         let mut carve = stage("carve", [("calibration", text(&args.training.data))]);
         carve.extend(shape);
         stages.push(carve);
+        distill.entry("fit_tokens").or_insert(Value::Integer(FIT_TOKENS));
     } else if is_config(&args.student) {
         let fields = [("config", text(&args.student)), ("tokenizer", text(&args.teacher))];
         stages.push(stage("fresh", fields));
@@ -58,7 +63,7 @@ pub fn distill(args: &DistillArgs, session: &Session<'_>) -> Result<(), Failure>
     }
     stages.push(distill);
     let work = Work::prepare(&args.out, args.training.resume, args.training.fresh)?;
-    work.run(recipe, stages, None, session)
+    work.run(recipe, stages, Some("distill"), session)
 }
 
 /// Cuts a smaller model out of a model.
@@ -90,10 +95,79 @@ pub fn quantize(args: &QuantizeArgs, session: &Session<'_>) -> Result<(), Failur
     put("embedding_format", args.embedding_format.as_deref().map(text));
     put("calibration", args.calibration.as_deref().map(text));
     set(&mut quantize, &args.set)?;
+    let mut stages = Vec::new();
+    if let Some(tuning) = tuning(args, session)? {
+        quantize.insert("reserved_bytes".to_owned(), Value::Integer(HISTORY_BYTES));
+        stages.push(tuning);
+    }
+    stages.insert(0, quantize);
     let recipe = Table::from_iter([("model".to_owned(), text(&args.model))]);
     // Rounding to nearest takes a second: there is nothing to keep of it.
     let work = Work::prepare(&args.out, args.resume, args.method == "rtn")?;
-    work.run(recipe, vec![quantize], Some("quantize"), session)
+    work.run(recipe, stages, Some("quantize"), session)
+}
+
+/// More than what the history of one more stage takes in a file.
+const HISTORY_BYTES: i64 = 4096;
+/// Tokens on which `--method auto` lets scales learn.
+const TUNE_TOKENS: u64 = 1 << 16;
+/// The rate at which they learn, as shares of themselves.
+const TUNE_RATE: f64 = 1e-3;
+
+/// The stage in which a quantized model's scales learn from the model that it was made of, where that is wanted.
+fn tuning(args: &QuantizeArgs, session: &Session<'_>) -> Result<Option<Table>, Failure> {
+    let by_default = if args.method == "auto" { TUNE_TOKENS } else { 0 };
+    let n_tokens = args.tune_tokens.unwrap_or(by_default);
+    if n_tokens == 0 {
+        return Ok(None);
+    }
+    let Some(data) = &args.calibration else {
+        return match args.tune_tokens {
+            Some(_) => Err(input_error("--tune-tokens: scales learn on --calibration: give one")),
+            None => Ok(None),
+        };
+    };
+    if args.tune_tokens.is_none() {
+        // Both models' numbers and the gradients, in f32.
+        let needed = 12 * model::open(&args.model)?.spec().n_parameters();
+        let there_is = session.global.max_mem.or_else(available_memory).unwrap_or(u64::MAX);
+        if needed > there_is {
+            session.terminal.warn(&format!(
+                "the scales do not learn after the rounding: it would take {} of memory, and there are {}; with \
+                 --tune-tokens {TUNE_TOKENS} they do all the same",
+                megabytes(needed),
+                megabytes(there_is)
+            ));
+            return Ok(None);
+        }
+    }
+    let mut stage = stage(
+        "distill",
+        [
+            ("learn", text("scales")),
+            ("teacher", text(&args.model)),
+            ("data", text(data)),
+            ("tokens", Value::Integer(n_tokens as i64)),
+            ("alpha", Value::Float(1.0)),
+            ("learning_rate", Value::Float(TUNE_RATE)),
+            ("batch_size", Value::Integer(2)),
+            ("seq_len", Value::Integer(512)),
+            ("eval_batches", Value::Integer(0)),
+        ],
+    );
+    // A calibration in short sequences is a sign of short text.
+    if let Some(seq_len) = args.set.iter().find_map(|setting| setting.strip_prefix("seq_len=")) {
+        set(&mut stage, &[format!("seq_len={seq_len}")])?;
+    }
+    Ok(Some(stage))
+}
+
+/// Memory that can be had without pushing anything out, in bytes; nothing where the system does not say.
+fn available_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+    Some(kibibytes * 1024)
 }
 
 /// The folder beside the result in which the work is done.
@@ -176,6 +250,7 @@ impl Work {
             "fallbacks": last.fallbacks,
             "tensors": report.get("tensors"),
             "removed_blocks": report.get("removed_blocks"),
+            "prepared": report.get("prepared"),
             "stages": summary.stages,
             "seconds": seconds,
             "peak_rss_bytes": peak_rss_bytes,
@@ -203,7 +278,10 @@ impl Work {
     }
 
     fn report(&self, stage: &str) -> Option<serde_json::Value> {
-        let path = self.folder.join(format!("01-{stage}")).join("result.json");
+        let folders = std::fs::read_dir(&self.folder).ok()?.filter_map(Result::ok);
+        let is_its = |name: &str| name.split_once('-').is_some_and(|(_, name)| name == stage);
+        let mut folders = folders.filter(|folder| folder.file_name().to_str().is_some_and(is_its));
+        let path = folders.next()?.path().join("result.json");
         let result: serde_json::Value = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
         result.get("report").cloned()
     }

@@ -278,6 +278,9 @@ pub struct QuantizeConfig {
     /// The best mixture of formats in at most so many stored bits a weight.
     #[serde(default)]
     pub target_bpw: Option<f64>,
+    /// Of `target_bytes`, what is left to later stages: each adds its lines to the file's history.
+    #[serde(default)]
+    pub reserved_bytes: u64,
     /// Format of the embedding and of an untied head beside `format`; `q8_0` when absent, as llama.cpp has it.
     #[serde(default)]
     pub embedding_format: Option<String>,

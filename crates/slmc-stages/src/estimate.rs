@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use slmc_ir::{Adapter, ModelSpec, TensorKey};
-use slmc_recipe::{Budget, LoraConfig, Plan, StageConfig, TrainConfig};
+use slmc_recipe::{Budget, DistillConfig, LoraConfig, Plan, StageConfig, TrainConfig};
 
 /// Floating-point operations a second that two cores reach in training; a guess that only the time depends on.
 const ASSUMED_FLOPS: f64 = 150e9;
@@ -29,7 +29,14 @@ pub fn estimate(plan: &Plan) -> Vec<Estimate> {
         let teacher = plan.input.as_ref().map(|outline| &outline.spec);
         let (memory_bytes, disk, seconds) = match &planned.entry.config {
             StageConfig::Train(config) => training(&after.spec, None, config),
-            StageConfig::Distill(config) => training(&after.spec, teacher, &config.train),
+            StageConfig::Distill(config) => {
+                let (memory, disk, seconds) = training(&after.spec, teacher, &config.train);
+                // Where scales learn there are no moments of weights, and no weights in checkpoints.
+                match config.learn == DistillConfig::LEARN {
+                    true => (memory, disk, seconds),
+                    false => (memory - 2 * model_bytes(&after.spec), model_bytes(&after.spec) / 4, seconds),
+                }
+            }
             StageConfig::Lora(config) => lora(&after.spec, config),
             StageConfig::Carve(config) => {
                 let spec = before.map_or(&after.spec, |outline| &outline.spec);

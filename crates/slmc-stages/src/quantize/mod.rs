@@ -74,7 +74,7 @@ impl Quantize {
         };
         let goal = match (&config.format, config.target_bytes, config.target_bpw) {
             (Some(format), None, None) => Goal::Format(writable(format)?),
-            (None, Some(bytes), None) => Goal::FileBytes(bytes),
+            (None, Some(bytes), None) => Goal::FileBytes(bytes.saturating_sub(config.reserved_bytes)),
             (None, None, Some(bits)) if bits.is_finite() && bits > 0.0 => Goal::BitsPerWeight(bits),
             (None, None, None) => {
                 return Err("say what to make: one of `format`, `target_bytes`, `target_bpw`".to_owned());

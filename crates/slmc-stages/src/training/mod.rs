@@ -241,7 +241,7 @@ impl Stage for Training {
         let (train_batches, eval_batches) =
             self.batches(&input, sampled.as_ref().map(|(text, share)| (text, *share)), context.seed)?;
         let mut fallbacks = Vec::new();
-        if eval_batches.is_none() {
+        if eval_batches.is_none() && self.config.eval_batches > 0 {
             let message = "the data holds out too little for evaluations during training: there are none";
             context.host.warn(message);
             fallbacks.push(message.to_owned());
