@@ -172,3 +172,26 @@ fn wrong_wishes_end_with_2() {
     check_refused(of(["--target-bpw", "-1"], "gptq"), "-1");
     assert!(!out.exists());
 }
+
+#[test]
+fn a_scheme_is_one_model_in_every_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let quantized = |method: &str, layout: Option<&str>, out: &Path| {
+        let mut arguments = arguments(["--format", "w4g64"], method, out);
+        arguments.extend(layout.into_iter().flat_map(|layout| ["--layout".to_owned(), layout.to_owned()]));
+        run_json(arguments)
+    };
+    let found = quantized("gptq", Some("gptq"), &path("gptq"));
+    let tensors = found["tensors"].as_array().unwrap();
+    assert!(tensors.iter().filter(|t| t["format"] == "w4g64").count() == 7 * 8, "{tensors:?}");
+    quantized("gptq", Some("compressed-tensors"), &path("compressed"));
+    quantized("gptq", None, &path("blocks.gguf"));
+    quantized("rtn", None, &path("rtn"));
+    let kl = ["gptq", "compressed", "blocks.gguf"].map(|name| kld(&path(name)));
+    assert!(kl.iter().all(|&other| other == kl[0]), "{kl:?}");
+    let rtn = kld(&path("rtn"));
+    assert!(kl[0] < 0.5 * rtn, "KL {} by GPTQ, {rtn} by rounding", kl[0]);
+    check_refused(arguments(["--format", "w4g100"], "rtn", &path("x")), "w4g128");
+    check_refused(arguments(["--format", "q4_0"], "rtn", &path("x")), ".gguf");
+}

@@ -15,7 +15,8 @@ pub struct QuantizeArgs {
     /// a calibration text were made larger. gptq: errors are made up for by the weights not rounded yet. auto: the best there is
     #[arg(long, default_value = "rtn", value_parser = ["rtn", "awq", "gptq", "auto"], value_name = "M")]
     pub method: String,
-    /// Format of the projections: q4_0 q4_1 q5_0 q5_1 q8_0 iq4_nl mxfp4 q2_k q3_k q4_k q5_k q6_k iq4_xs (f16 bf16 f32)
+    /// Format of the projections: q4_0 q4_1 q5_0 q5_1 q8_0 iq4_nl mxfp4 q2_k q3_k q4_k q5_k q6_k iq4_xs (f16 bf16 f32); or a scheme
+    /// of whole levels, w4g128 (4 bits, a scale for 128 columns) or w4g128-asym (with zero points)
     #[arg(long, value_name = "F")]
     pub format: Option<String>,
     /// The best mixture of formats in a file of at most this size: 92MB
@@ -34,7 +35,10 @@ pub struct QuantizeArgs {
     /// formats and size stay; 0 for none. 65536 with auto, none with the others
     #[arg(long, value_name = "N")]
     pub tune_tokens: Option<u64>,
-    /// A .gguf file
+    /// Of a folder, the layout of the packed matrices: gptq gptq_v2 awq compressed-tensors; gptq when absent
+    #[arg(long, value_name = "L")]
+    pub layout: Option<String>,
+    /// A .gguf file; with a scheme, a Hugging Face folder as well
     #[arg(long, value_name = "PATH")]
     pub out: PathBuf,
     /// Go on with unfinished work

@@ -81,15 +81,22 @@ pub fn prune(args: &PruneArgs, session: &Session<'_>) -> Result<(), Failure> {
 
 /// Stores a model in fewer bits a weight.
 pub fn quantize(args: &QuantizeArgs, session: &Session<'_>) -> Result<(), Failure> {
-    if args.out.extension().is_none_or(|ending| !ending.eq_ignore_ascii_case("gguf")) {
+    let is_gguf = args.out.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
+    let is_scheme = args.format.as_deref().is_some_and(|format| format.starts_with('w'));
+    if !is_gguf && !is_scheme {
         return Err(input_error(format!(
-            "--out {}: packed weights are written to a .gguf file",
+            "--out {}: packed weights are written to a .gguf file; folders hold schemes such as --format w4g128",
             args.out.display()
         )));
     }
+    if is_gguf && args.layout.is_some() {
+        return Err(input_error("--layout is that of a Hugging Face folder, and --out is a GGUF"));
+    }
+    let layout = (!is_gguf).then(|| args.layout.as_deref().unwrap_or("gptq"));
     let mut quantize = stage("quantize", [("method", text(&args.method))]);
     let mut put = |key: &str, value: Option<Value>| value.map(|value| quantize.insert(key.to_owned(), value));
     put("format", args.format.as_deref().map(text));
+    put("layout", layout.map(text));
     put("target_bytes", args.target_size.map(|n| Value::Integer(n as i64)));
     put("target_bpw", args.target_bpw.map(Value::Float));
     put("embedding_format", args.embedding_format.as_deref().map(text));

@@ -269,9 +269,12 @@ pub struct QuantizeConfig {
     /// calibration set), or `auto`, the best of them.
     #[serde(default = "defaults::rtn")]
     pub method: String,
-    /// Format of the projections.
+    /// Format of the projections: a ggml format, or a scheme such as `w4g128` or `w4g128-asym` (4 bits, a scale for 128 columns).
     #[serde(default)]
     pub format: Option<String>,
+    /// Of a scheme, the layout of a Hugging Face folder: `gptq`, `gptq_v2`, `awq` or `compressed-tensors`; a GGUF when absent.
+    #[serde(default)]
+    pub layout: Option<String>,
     /// The best mixture of formats in at most so many bytes.
     #[serde(default)]
     pub target_bytes: Option<u64>,

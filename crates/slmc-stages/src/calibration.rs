@@ -54,6 +54,13 @@ impl Dataset {
         self.documents.iter().filter(move |document| document.split(self.shares) == split)
     }
 
+    /// What statistics are taken on: the documents for training; where there are none, those that are looked at while
+    /// learning. Never those that models are measured on.
+    pub fn to_calibrate_on(&self) -> Vec<&Document> {
+        let train: Vec<&Document> = self.of(Split::Train).collect();
+        if train.is_empty() { self.of(Split::Valid).collect() } else { train }
+    }
+
     /// What a model is measured on: the documents that the dataset holds out for tests; all when it holds out none.
     pub fn to_measure_on(&self) -> Vec<&Document> {
         let held_out: Vec<&Document> = self.of(Split::Test).collect();
@@ -163,7 +170,7 @@ pub fn text_of_document(document: &Document) -> Result<&str, StageError> {
     }
 }
 
-/// `n_sequences` sequences of `seq_len` tokens, spread evenly over the dataset's training documents.
+/// `n_sequences` sequences of `seq_len` tokens, spread evenly over the dataset's documents to calibrate on.
 pub fn sequences(
     data: &str,
     n_sequences: usize,
@@ -172,7 +179,7 @@ pub fn sequences(
     surroundings: &Surroundings,
 ) -> Result<Vec<Vec<TokenId>>, StageError> {
     let dataset = Dataset::open(data, surroundings)?;
-    let packed = pack(dataset.of(Split::Train), checkpoint, &tokenizer_of(checkpoint)?)?;
+    let packed = pack(dataset.to_calibrate_on().into_iter(), checkpoint, &tokenizer_of(checkpoint)?)?;
     let tokens = packed.tokens();
     let n_windows = tokens.len() / seq_len.max(1);
     if n_windows < n_sequences || n_sequences == 0 {

@@ -2,9 +2,12 @@
 //! formats' own grids, with a calibration set; in one format, or in the best mixture of formats under a size.
 
 mod awq;
+mod best;
 mod calibrate;
 mod choice;
+mod integers;
 mod pack;
+mod scheme;
 mod solved;
 mod spill;
 mod store;
@@ -12,16 +15,17 @@ mod store;
 use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::{Value, json};
-use slmc_data::Split;
-use slmc_interop::{Encoded, WriteOptions, Written, write_gguf};
+use slmc_interop::{Encoded, PackedLayout, WriteOptions, Written, write_gguf};
 use slmc_ir::{Checkpoint, Format, Lineage, Outline, Role, TensorKey, TokenId, WeightSource};
 use slmc_model::Products;
 use slmc_recipe::{Finished, QuantizeConfig, Rejection, Stage, StageContext, StageError};
 
 use self::{
     calibrate::Passes,
-    choice::{choose, mixed},
-    solved::{Wanted, solve_all},
+    choice::mixed,
+    integers::scheme_table,
+    scheme::Scheme,
+    solved::{How, Wanted, solve_all},
     spill::Spill,
     store::{Chosen, Solved, Store},
 };
@@ -37,7 +41,10 @@ pub struct Quantize {
     config: QuantizeConfig,
     method: Method,
     goal: Goal,
-    embedding_format: Format,
+    /// Of a Hugging Face folder with packed matrices.
+    layout: Option<PackedLayout>,
+    /// What embedding and head are asked to be; as they are when absent.
+    embedding_format: Option<Format>,
     around: Arc<Surroundings>,
 }
 
@@ -56,6 +63,8 @@ enum Method {
 enum Goal {
     /// All projections in one format.
     Format(Format),
+    /// All projections in whole levels with a scale for each group.
+    Integers(Scheme),
     /// At most so many bytes, whatever the formats.
     FileBytes(u64),
     /// At most so many stored bits a weight.
@@ -73,7 +82,10 @@ impl Quantize {
             }
         };
         let goal = match (&config.format, config.target_bytes, config.target_bpw) {
-            (Some(format), None, None) => Goal::Format(writable(format)?),
+            (Some(format), None, None) => match Scheme::parse(format)? {
+                Some(scheme) => Goal::Integers(scheme),
+                None => Goal::Format(writable(format)?),
+            },
             (None, Some(bytes), None) => Goal::FileBytes(bytes.saturating_sub(config.reserved_bytes)),
             (None, None, Some(bits)) if bits.is_finite() && bits > 0.0 => Goal::BitsPerWeight(bits),
             (None, None, None) => {
@@ -82,15 +94,34 @@ impl Quantize {
             (None, None, Some(bits)) => return Err(format!("target_bpw = {bits}: bits must be above 0")),
             _ => return Err("only one of `format`, `target_bytes`, `target_bpw` can be given".to_owned()),
         };
-        if matches!(method, Method::Rtn | Method::Awq) && !matches!(goal, Goal::Format(_)) {
+        if let (Method::Awq, Goal::Integers(scheme)) = (method, goal) {
+            return Err(format!("method `awq` does not make {}: use rtn or gptq", scheme.name()));
+        }
+        let layout = config.layout.as_deref().map(layout_of).transpose()?;
+        if layout.is_some() && !matches!(goal, Goal::Integers(_)) {
+            let message =
+                "layout: Hugging Face folders hold schemes such as w4g128; other formats go into a GGUF";
+            return Err(message.to_owned());
+        }
+        if matches!(method, Method::Rtn | Method::Awq)
+            && matches!(goal, Goal::FileBytes(_) | Goal::BitsPerWeight(_))
+        {
             let method = &config.method;
             return Err(format!("method `{method}` does not choose formats under a size: use gptq or auto"));
         }
         if config.n_sequences == 0 || config.seq_len < 2 {
             return Err("calibration needs at least 1 sequence of 2 tokens".to_owned());
         }
-        let embedding = config.embedding_format.as_deref().unwrap_or("q8_0");
-        Ok(Self { config: config.clone(), method, goal, embedding_format: writable(embedding)?, around })
+        let embedding = match (&config.embedding_format, goal) {
+            (Some(_), Goal::Integers(_)) => {
+                return Err(
+                    "embedding_format: beside a scheme embedding and head stay as they are".to_owned()
+                );
+            }
+            (None, Goal::Integers(_)) => None,
+            (asked, _) => Some(writable(asked.as_deref().unwrap_or("q8_0"))?),
+        };
+        Ok(Self { config: config.clone(), method, goal, layout, embedding_format: embedding, around })
     }
 
     /// The format of every tensor when one is asked for, and what could not be as asked.
@@ -101,7 +132,7 @@ impl Quantize {
             let shape = key.shape(&input.spec);
             let asked = match key.role {
                 _ if shape.len() != 2 => stored,
-                Role::Embedding | Role::Head => self.embedding_format,
+                Role::Embedding | Role::Head => self.embedding_format.unwrap_or(stored),
                 _ => asked_for,
             };
             let n_columns = shape.last().copied().unwrap_or(1);
@@ -159,6 +190,7 @@ impl Stage for Quantize {
         // Under a size the formats are not known before they are measured: the smallest that are tried stand for them.
         let plan = match self.goal {
             Goal::Format(format) => self.assign(input, format).0,
+            Goal::Integers(scheme) => Self::assign_scheme(input, scheme).0,
             _ => input.formats.iter().map(|&(key, stored)| (key, smallest(key, stored, input))).collect(),
         };
         Ok(Outline { formats: plan.into_iter().collect(), ..input.clone() })
@@ -175,6 +207,7 @@ impl Stage for Quantize {
         }
         match (self.method, self.goal) {
             (Method::Rtn, Goal::Format(format)) => self.round(&input, &outline, format, context),
+            (Method::Rtn, Goal::Integers(scheme)) => self.round_scheme(&input, &outline, scheme, context),
             _ => self.solve(&input, &outline, context),
         }
     }
@@ -233,7 +266,12 @@ impl Quantize {
             seed: context.seed,
             host: context.host,
         };
-        let solved = solve_all(&passes, self.method, &wanted, &counts, self.config.damping, &store)?;
+        let scheme = match self.goal {
+            Goal::Integers(scheme) => Some(scheme),
+            _ => None,
+        };
+        let how = How { method: self.method, damping: self.config.damping, scheme };
+        let solved = solve_all(&passes, how, &wanted, &counts, &store)?;
         drop(passes);
         let by_name: BTreeMap<String, Solved> =
             solved.into_iter().map(|solved| (solved.tensor.clone(), solved)).collect();
@@ -243,6 +281,24 @@ impl Quantize {
             .collect();
         let material = Material { inner, solved, store };
         let lineage = context.history(&input.lineage, self, &fallbacks);
+        if let Some(scheme) = scheme {
+            let found =
+                material.solved.iter().filter_map(|(key, s)| Some((*key, s.candidates.first()?.format)));
+            let formats: BTreeMap<TensorKey, Format> = found.collect();
+            let kl: f64 = material.solved.values().flat_map(|s| &s.candidates).map(|c| c.kl).sum();
+            let Material { inner, solved, store } = material;
+            let chosen = Chosen { inner, store, formats: formats.clone() };
+            let written = self.write_scheme(input, chosen, scheme, lineage, context)?;
+            let report = json!({
+                "method": self.config.method,
+                "file_bytes": written.file_bytes,
+                "estimated_kl": kl,
+                "calibration_tokens": sequences.len() * self.config.seq_len,
+                "tensors": scheme_table(&written, scheme, &formats, Some(&solved)),
+            });
+            let _ = std::fs::remove_dir_all(context.folder.join("solved"));
+            return Ok(Finished { artefact: self.artefact(context), report, fallbacks });
+        }
         let (written, formats, kl) = self.write_best(input, outline, &material, &lineage, context)?;
         let report = json!({
             "method": self.config.method,
@@ -255,30 +311,6 @@ impl Quantize {
         Ok(Finished { artefact: context.folder.join(ARTEFACT), report, fallbacks })
     }
 
-    /// That the smallest formats fit, before anything is computed.
-    fn check_size(&self, outline: &Outline, wanted: &Wanted) -> Result<(), StageError> {
-        let limit = match self.goal {
-            Goal::Format(_) => return Ok(()),
-            Goal::FileBytes(bytes) => bytes,
-            Goal::BitsPerWeight(bits) => (bits * outline.spec.n_parameters() as f64 / 8.0) as u64,
-        };
-        let least = |&(key, stored): &(TensorKey, Format)| -> u64 {
-            let n_weights = key.shape(&outline.spec).iter().product();
-            let formats = wanted.get(&key).map_or(&[][..], Vec::as_slice);
-            let bytes = |format: Format| format.bytes_for(n_weights).unwrap_or(usize::MAX) as u64;
-            formats.iter().map(|&format| bytes(format)).min().unwrap_or_else(|| bytes(stored))
-        };
-        let least: u64 = outline.formats.iter().map(least).sum();
-        if least <= limit {
-            return Ok(());
-        }
-        Err(StageError::Input(format!(
-            "the size that was asked for is too small: {:.1} MB, and the smallest formats that are tried take {:.1} MB",
-            limit as f64 / 1e6,
-            least as f64 / 1e6
-        )))
-    }
-
     /// What each tensor is solved in.
     fn wanted(&self, outline: &Outline) -> (Wanted, Vec<String>) {
         match self.goal {
@@ -288,56 +320,17 @@ impl Quantize {
                 let packed = matrices.filter(|(_, format)| !format.is_float());
                 (packed.map(|(key, format)| (key, vec![format])).collect(), fallbacks)
             }
+            Goal::Integers(scheme) => {
+                let (plan, fallbacks) = Self::assign_scheme(outline, scheme);
+                let packed =
+                    plan.into_iter().filter(|(key, format)| key.block.is_some() && !format.is_float());
+                (packed.map(|(key, format)| (key, vec![format])).collect(), fallbacks)
+            }
             Goal::FileBytes(bytes) => {
                 let bits = bytes as f64 * 8.0 / outline.spec.n_parameters() as f64;
                 (mixed(outline, bits), Vec::new())
             }
             Goal::BitsPerWeight(bits) => (mixed(outline, bits), Vec::new()),
-        }
-    }
-
-    /// Writes the best choice that keeps to the goal; what the file holds besides tensors is known once it is written.
-    fn write_best(
-        &self,
-        input: &Checkpoint,
-        outline: &Outline,
-        Material { inner, solved, store }: &Material,
-        lineage: &Lineage,
-        context: &StageContext<'_>,
-    ) -> Result<(Written, BTreeMap<TensorKey, Format>, f64), StageError> {
-        let rest: u64 = outline.n_bytes() - outline_bytes(outline, solved);
-        let n_weights = outline.spec.n_parameters() as f64;
-        let (mut budget, limit) = match self.goal {
-            Goal::Format(_) => (u64::MAX >> 16, u64::MAX),
-            Goal::FileBytes(bytes) => (bytes.saturating_sub(rest), bytes),
-            Goal::BitsPerWeight(bits) => (((bits * n_weights / 8.0) as u64).saturating_sub(rest), u64::MAX),
-        };
-        loop {
-            let (formats, kl) = choose(solved, budget).ok_or_else(|| {
-                let least: u64 = solved.values().filter_map(|s| s.candidates.iter().map(|c| c.n_bytes).min()).sum();
-                StageError::Input(format!(
-                    "the size that was asked for is too small: the smallest formats that are tried take {:.1} MB beside {:.1} MB \
-                     of tokenizer and norms",
-                    least as f64 / 1e6,
-                    rest as f64 / 1e6
-                ))
-            })?;
-            let mut kept = formats.clone();
-            // Norms and biases that were scaled.
-            let scaled = TensorKey::all(&outline.spec).into_iter().filter(|&key| store.has(key, Format::F32));
-            kept.extend(scaled.map(|key| (key, Format::F32)));
-            let chosen = Chosen { inner: Arc::clone(inner), store: Arc::clone(store), formats: kept };
-            let written = write(input, Arc::new(chosen), lineage.clone(), context)?;
-            if written.file_bytes <= limit {
-                return Ok((written, formats, kl));
-            }
-            let excess = written.file_bytes - limit;
-            if budget < excess {
-                let message =
-                    "the size that was asked for is too small for what the file holds beside its matrices";
-                return Err(StageError::Input(message.to_owned()));
-            }
-            budget -= excess;
         }
     }
 
@@ -358,7 +351,7 @@ impl Quantize {
         };
         if let Some(data) = &self.config.calibration {
             let dataset = Dataset::open(data, &self.around)?;
-            let packed = pack_tokens(dataset.of(Split::Train), input, &tokenizer_of(input)?)?;
+            let packed = pack_tokens(dataset.to_calibrate_on().into_iter(), input, &tokenizer_of(input)?)?;
             count(packed.tokens());
             return Ok((sequences(data, n_sequences, seq_len, input, &self.around)?, counts));
         }
@@ -386,20 +379,19 @@ impl Quantize {
     }
 }
 
-/// The artefact's name.
+/// The artefact's name: a file's, and that of a Hugging Face folder.
 const ARTEFACT: &str = "model.gguf";
+const FOLDER: &str = "model";
+
+fn layout_of(name: &str) -> Result<PackedLayout, String> {
+    PackedLayout::ALL.into_iter().find(|layout| layout.name() == name).ok_or_else(|| {
+        let names: Vec<&str> = PackedLayout::ALL.into_iter().map(PackedLayout::name).collect();
+        format!("layout `{name}` is not known: the layouts are {}", names.join(" "))
+    })
+}
 
 fn warn_all(fallbacks: &[String], context: &StageContext<'_>) {
     fallbacks.iter().for_each(|fallback| context.host.warn(fallback));
-}
-
-/// Bytes that the tensors to be solved take as they are.
-fn outline_bytes(outline: &Outline, solved: &BTreeMap<TensorKey, Solved>) -> u64 {
-    let those = outline.formats.iter().filter(|(key, _)| solved.contains_key(key));
-    those
-        .filter_map(|(key, format)| format.bytes_for(key.shape(&outline.spec).iter().product()))
-        .map(|n| n as u64)
-        .sum()
 }
 
 fn write(

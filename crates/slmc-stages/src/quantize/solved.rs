@@ -4,26 +4,49 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use ndarray::{ArrayView2, Axis};
 use slmc_compress::quant::{Codes, Factor, Grid, Hessian, SolveSettings, solve};
-use slmc_ir::{Format, Role, TensorKey};
+use slmc_ir::{Checkpoint, Format, Role, TensorKey, Weight};
 use slmc_recipe::StageError;
 
 use super::{
     Method, awq,
     calibrate::{Input, Passes},
     pack::{grid_of, pack},
+    scheme::Scheme,
     store::{Candidate, Solved, Store},
 };
 
 /// Formats to solve each tensor in.
 pub type Wanted = BTreeMap<TensorKey, Vec<Format>>;
 
+/// How tensors are solved.
+#[derive(Clone, Copy)]
+pub struct How {
+    pub method: Method,
+    /// Added to the diagonal, as a share of its mean.
+    pub damping: f64,
+    /// Whole levels in groups; blocks' own grids when absent.
+    pub scheme: Option<Scheme>,
+}
+
+impl How {
+    fn grid_of(self, format: Format) -> Option<Grid> {
+        self.scheme.map(Scheme::grid).or_else(|| grid_of(format))
+    }
+
+    fn pack(self, codes: &Codes, format: Format) -> Result<Weight, String> {
+        match self.scheme {
+            Some(scheme) => scheme.pack(codes, format),
+            None => pack(codes, format),
+        }
+    }
+}
+
 /// Solves them all. What an earlier run has solved is kept.
 pub fn solve_all(
     passes: &Passes<'_>,
-    method: Method,
+    how: How,
     wanted: &Wanted,
     token_counts: &[f64],
-    damping: f64,
     store: &Arc<Store>,
 ) -> Result<Vec<Solved>, StageError> {
     let spec = passes.checkpoint.spec();
@@ -46,9 +69,9 @@ pub fn solve_all(
         let solved = match known {
             Some(solved) => solved,
             None => {
-                let solved = match method {
+                let solved = match how.method {
                     Method::Awq => awq::solve_block(passes, index, &inputs, wanted, store)?,
-                    _ => solve_block(passes, index, inputs, wanted, damping, store)?,
+                    _ => solve_block(passes, index, inputs, wanted, how, store)?,
                 };
                 store.finish(&part(index), &solved)?;
                 solved
@@ -60,7 +83,7 @@ pub fn solve_all(
     let solved = match store.record("ends") {
         Some(solved) => solved,
         None => {
-            let solved = solve_ends(passes, head, wanted, token_counts, damping, store)?;
+            let solved = solve_ends(passes, head, wanted, token_counts, how.damping, store)?;
             store.finish("ends", &solved)?;
             solved
         }
@@ -80,12 +103,12 @@ fn solve_block(
     index: usize,
     inputs: Vec<Input>,
     wanted: &Wanted,
-    damping: f64,
+    how: How,
     store: &Store,
 ) -> Result<Vec<Solved>, StageError> {
     let mut solved = Vec::new();
     for input in inputs {
-        solved.extend(solve_input(passes, index, input, wanted, damping, store)?);
+        solved.extend(solve_input(passes, index, input, wanted, how, store)?);
     }
     Ok(solved)
 }
@@ -96,11 +119,11 @@ fn solve_input(
     index: usize,
     input: Input,
     wanted: &Wanted,
-    damping: f64,
+    how: How,
     store: &Store,
 ) -> Result<Vec<Solved>, StageError> {
     let hessian = normalized(&input.hessian, input.weight);
-    let mut factors = Factors { hessian: &hessian, damping, found: Vec::new() };
+    let mut factors = Factors { hessian: &hessian, damping: how.damping, found: Vec::new() };
     let mut all = Vec::new();
     for (role, rows) in &input.rows {
         let key = TensorKey::block(index, *role);
@@ -112,12 +135,12 @@ fn solve_input(
             rows.iter().map(|&row| f64::from(row) / 2.0 / passes.n_tokens() as f64).collect();
         let mut solved = Solved { tensor: key.to_string(), damping: 0.0, n_dead: 0, candidates: Vec::new() };
         for &format in formats {
-            let grid = grid_of(format).ok_or_else(|| failed(format!("{format} is not solved for")))?;
+            let grid = how.grid_of(format).ok_or_else(|| failed(format!("{format} is not solved for")))?;
             let factor = factors.of(&grid).map_err(|e| failed(format!("{key}: {e}")))?;
             (solved.damping, solved.n_dead) = (factor.damping, factor.n_dead);
             let codes = solve(weight, factor, &grid, SolveSettings::default());
             let codes = codes.map_err(|e| failed(format!("{key}: {e}")))?;
-            let packed = pack(&codes, format).map_err(failed)?;
+            let packed = how.pack(&codes, format).map_err(failed)?;
             store.keep(key, &packed)?;
             let kl = codes.row_errors.iter().zip(&per_row).map(|(error, row)| error * row).sum();
             let relative_error = relative_error(weight, &codes);
@@ -276,7 +299,12 @@ fn relative_error(weight: ArrayView2<'_, f32>, codes: &Codes) -> f64 {
 }
 
 pub(super) fn weight_of(passes: &Passes<'_>, key: TensorKey) -> Result<Vec<f32>, StageError> {
-    let weight = passes.checkpoint.weights.read(key).map_err(failed)?;
+    weight_in(passes.checkpoint, key)
+}
+
+/// A tensor's numbers.
+pub(super) fn weight_in(checkpoint: &Checkpoint, key: TensorKey) -> Result<Vec<f32>, StageError> {
+    let weight = checkpoint.weights.read(key).map_err(failed)?;
     slmc_blocks::decode_weight(&weight).map_err(failed)
 }
 

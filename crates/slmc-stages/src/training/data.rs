@@ -102,7 +102,10 @@ impl Training {
             Batches::new(Arc::new(tokens), *seq_len, *batch_size, seed)
                 .map_err(|e| StageError::Input(e.to_string()))
         };
-        let train = batches(pack(dataset.of(Split::Train), input, &tokenizer)?, seed)?;
+        // Scales learn on calibration text.
+        let learnt: Vec<&Document> =
+            if self.learns_scales() { dataset.to_calibrate_on() } else { dataset.of(Split::Train).collect() };
+        let train = batches(pack(learnt.into_iter(), input, &tokenizer)?, seed)?;
         let train = match sampled {
             None => Learnt::Data(train),
             Some((text, share)) => {

@@ -295,8 +295,12 @@ impl Stage for Training {
     }
 }
 
+/// The first batch that is fitted to: no training comes so far.
+const FIRST_FITTED: u64 = 1 << 32;
+
 impl Training {
-    /// The student fitted to its teacher on the first of the training's batches, where that is asked for.
+    /// The student fitted to its teacher, where that is asked for, on batches that the training comes to last: what was
+    /// fitted to has little left to teach.
     fn fitted(
         &self,
         input: &Checkpoint,
@@ -308,7 +312,7 @@ impl Training {
         let Some(teacher) = teacher.filter(|_| n_tokens > 0) else { return Ok(None) };
         let mut sequences: Vec<Vec<TokenId>> = Vec::new();
         let seq_len = self.config.seq_len;
-        for index in 0.. {
+        for index in FIRST_FITTED.. {
             if sequences.len() * seq_len >= n_tokens {
                 break;
             }

@@ -1,0 +1,222 @@
+//! Whole levels with one scale for each group of columns: what GPTQ, AWQ and compressed-tensors files hold.
+//!
+//! On the way they are kept as blocks of a ggml format that says the same weights ([`slmc_blocks::exact_format`]), so that
+//! they can go into a GGUF as well: one set of codes, many files.
+
+use half::f16;
+use ndarray::ArrayView2;
+use slmc_compress::quant::{Codes, Grid};
+use slmc_ir::{Format, Quantized, QuantizedParts, Weight};
+
+/// Bits and groups, such as `w4g128`: 4 bits, a scale for 128 columns; `w4g128-asym` with a zero point for each, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scheme {
+    bits: u8,
+    group: usize,
+    is_symmetric: bool,
+}
+
+impl Scheme {
+    /// Reads a name; `None` where it is no scheme's but a format's.
+    ///
+    /// # Errors
+    /// In words, for a scheme that there is not.
+    pub fn parse(name: &str) -> Result<Option<Self>, String> {
+        let Some(rest) = name.strip_prefix('w').filter(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+        else {
+            return Ok(None);
+        };
+        let (sizes, is_symmetric) = match rest.strip_suffix("-asym") {
+            Some(sizes) => (sizes, false),
+            None => (rest, true),
+        };
+        let wrong = || {
+            format!(
+                "format `{name}`: write a scheme as w4g128, or w4g128-asym with zero points: 2 to 8 bits, \
+                        groups of a multiple of 32 columns"
+            )
+        };
+        let (bits, group) = sizes.split_once('g').ok_or_else(wrong)?;
+        let (bits, group) = (bits.parse().map_err(|_| wrong())?, group.parse().map_err(|_| wrong())?);
+        let is_known = (2..=8).contains(&bits) && (32..=1 << 16).contains(&group) && group % 32 == 0;
+        // A signed level and a zero point of 8 bits are more than the blocks hold that carry them.
+        if !is_known || (bits == 8 && !is_symmetric) {
+            return Err(wrong());
+        }
+        Ok(Some(Self { bits, group, is_symmetric }))
+    }
+
+    /// Its name.
+    pub fn name(self) -> String {
+        let end = if self.is_symmetric { "" } else { "-asym" };
+        format!("w{}g{}{end}", self.bits, self.group)
+    }
+
+    /// Stored bits of a weight.
+    pub fn bits_per_weight(self) -> f64 {
+        let zero = if self.is_symmetric { 0.0 } else { f64::from(self.bits) };
+        f64::from(self.bits) + (16.0 + zero) / self.group as f64
+    }
+
+    /// The numbers that it can hold.
+    pub fn grid(self) -> Grid {
+        Grid::integers(self.bits.into(), self.group, self.is_symmetric)
+    }
+
+    /// The level that stands for 0 where there are no zero points.
+    fn middle(self) -> u8 {
+        1 << (self.bits - 1)
+    }
+
+    /// The blocks that carry rows of so many columns; `None` where none does.
+    pub fn container(self, n_columns: usize) -> Option<Format> {
+        let largest = ((1_u32 << self.bits) - 1) as u8;
+        let zeros = if self.is_symmetric { (self.middle(), self.middle()) } else { (0, largest) };
+        slmc_blocks::exact_format(n_columns, self.group, self.bits, zeros)
+    }
+
+    /// Codes on the scheme's grid, as blocks.
+    ///
+    /// # Errors
+    /// In words, when the codes are not of the grid.
+    pub fn pack(self, codes: &Codes, container: Format) -> Result<Weight, String> {
+        let zero = |&[scale, min]: &[f32; 2]| match self.is_symmetric {
+            true => self.middle(),
+            false if scale == 0.0 => 0,
+            false => (min / scale).round() as u8,
+        };
+        let matrix = Quantized::new(QuantizedParts {
+            rows: codes.n_rows,
+            columns: codes.n_columns,
+            bits: self.bits,
+            group_size: self.group,
+            levels: codes.levels.clone(),
+            scales: codes.groups.iter().map(|&[scale, _]| scale).collect(),
+            zero_points: codes.groups.iter().map(zero).collect(),
+            column_order: None,
+        });
+        let matrix = matrix.map_err(|e| e.to_string())?;
+        slmc_blocks::from_quantized(&matrix, container).map_err(|e| e.to_string())
+    }
+
+    /// The matrix that [`Scheme::pack`] put into blocks: the same weights; of zero points, one that they can have.
+    ///
+    /// # Errors
+    /// In words, for blocks of another origin.
+    pub fn unpack(self, weight: &Weight) -> Result<Quantized, String> {
+        let blocks = slmc_blocks::to_quantized(weight).map_err(|e| e.to_string())?;
+        let blocks = blocks.into_parts();
+        let (rows, columns) = (blocks.rows, blocks.columns);
+        let (n_groups, n_blocks) = (columns.div_ceil(self.group), columns.div_ceil(blocks.group_size));
+        let mut matrix = QuantizedParts {
+            rows,
+            columns,
+            bits: self.bits,
+            group_size: self.group,
+            levels: vec![0; rows * columns],
+            ..QuantizedParts::default()
+        };
+        for row in 0..rows {
+            for group in 0..n_groups {
+                let own =
+                    row * columns + group * self.group..row * columns + columns.min((group + 1) * self.group);
+                let block = row * n_blocks + group * self.group / blocks.group_size;
+                let middle = i32::from(blocks.zero_points[block]);
+                let offsets = blocks.levels[own.clone()].iter().map(|&level| i32::from(level) - middle);
+                let zero = match self.is_symmetric {
+                    true => i32::from(self.middle()),
+                    false => -offsets.clone().min().unwrap_or(0).min(0),
+                };
+                for (to, offset) in matrix.levels[own].iter_mut().zip(offsets) {
+                    *to = u8::try_from(offset + zero).map_err(|_| self.foreign())?;
+                }
+                matrix.scales.push(blocks.scales[block]);
+                matrix.zero_points.push(u8::try_from(zero).map_err(|_| self.foreign())?);
+            }
+        }
+        Quantized::new(matrix).map_err(|e| e.to_string())
+    }
+
+    fn foreign(self) -> String {
+        format!("the blocks hold levels that are none of {}", self.name())
+    }
+
+    /// Each weight to the nearest level of a scale that just covers its group: the baseline to beat.
+    pub fn round(self, weight: ArrayView2<'_, f32>) -> Codes {
+        let grid = self.grid();
+        let (n_rows, n_columns) = weight.dim();
+        let [low, high] = grid.ends();
+        let (mut levels, mut groups) = (Vec::with_capacity(n_rows * n_columns), Vec::new());
+        for row in weight.rows() {
+            for group in row.axis_chunks_iter(ndarray::Axis(0), self.group) {
+                let least = group.iter().fold(0.0_f32, |least, &w| least.min(w));
+                let most = group.iter().fold(0.0_f32, |most, &w| most.max(w));
+                let half = |x: f32| f16::from_f32(x).to_f32();
+                let (scale, zero) = match self.is_symmetric {
+                    true => (half((least / low).max(most / high)), 0.0),
+                    false => {
+                        let scale = half((most - least) / (high - low));
+                        (scale, if scale > 0.0 { (-least / scale).round().clamp(low, high) } else { 0.0 })
+                    }
+                };
+                let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+                let level = |&w: &f32| ((w * inverse + zero).round().clamp(low, high) - low) as u8;
+                levels.extend(group.iter().map(level));
+                groups.push([scale, zero * scale]);
+            }
+        }
+        let units = vec![[1.0; 2]; groups.len()];
+        Codes { grid, n_rows, n_columns, levels, groups, units, row_errors: vec![0.0; n_rows] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::Array2;
+
+    use super::*;
+
+    fn numbers(rows: usize, columns: usize) -> Array2<f32> {
+        Array2::from_shape_fn((rows, columns), |(i, j)| {
+            ((i * 7919 + j * 104_729) as f32 * 0.618).sin().powi(3) * 0.1
+        })
+    }
+
+    #[test]
+    fn names_are_schemes() {
+        assert_eq!(Scheme::parse("q4_0"), Ok(None));
+        for name in ["w4g128", "w4g32-asym", "w8g64", "w3g96"] {
+            assert_eq!(Scheme::parse(name).unwrap().unwrap().name(), name);
+        }
+        for name in ["w4", "w1g32", "w4g100", "w4g0", "w9g64", "w4g64-sym", "w8g64-asym"] {
+            assert!(Scheme::parse(name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn rounded_packed_and_unpacked_it_is_the_same_matrix() {
+        // Rows whose last group is shorter, as those of a width of 576 with groups of 128.
+        let weight = numbers(5, 160);
+        for name in ["w4g64", "w4g64-asym", "w8g32", "w3g64", "w2g32-asym"] {
+            let scheme = Scheme::parse(name).unwrap().unwrap();
+            let codes = scheme.round(weight.view());
+            let container = scheme.container(160).unwrap();
+            let packed = scheme.pack(&codes, container).unwrap();
+            let expected: Vec<f32> = codes.decode().iter().copied().collect();
+            for (found, expected) in slmc_blocks::decode_weight(&packed).unwrap().iter().zip(&expected) {
+                assert!((found - expected).abs() <= 1e-6 * expected.abs(), "{name}: {found} {expected}");
+            }
+            let matrix = scheme.unpack(&packed).unwrap();
+            assert_eq!(matrix.decode(), slmc_blocks::decode_weight(&packed).unwrap(), "{name}");
+            assert_eq!(matrix.parts().bits, scheme.bits);
+            // No weight is further off than half a step, but for the rounding of scales to f16.
+            for (row, n_groups) in (0..5).zip(std::iter::repeat(codes.n_groups())) {
+                for column in 0..160 {
+                    let [scale, _] = codes.groups[row * n_groups + column / scheme.group];
+                    let apart = (weight[[row, column]] - expected[row * 160 + column]).abs();
+                    assert!(apart <= 0.51 * scale, "{name}: {apart} of {scale}");
+                }
+            }
+        }
+    }
+}
