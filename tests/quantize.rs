@@ -20,10 +20,6 @@ fn arguments(goal: [&str; 2], method: &str, out: &Path) -> Vec<String> {
         let more = ["--calibration", &data, "--set", "n_sequences=24", "--set", "seq_len=128"];
         arguments.extend(more.iter().map(|&word| word.to_owned()));
     }
-    if method == "auto" {
-        // Learning has a test of its own.
-        arguments.extend(["--tune-tokens", "0"].map(str::to_owned));
-    }
     arguments
 }
 

@@ -98,8 +98,8 @@ fn the_main_job_makes_a_student_that_llama_cpp_runs() {
     let settings = [
         "distill.steps=4",
         "distill.batch_size=2",
-        "distill.sampled_tokens=2048",
-        "distill.fit_tokens=1024",
+        "distill.sampled_tokens=0",
+        "distill.fit_tokens=0",
         "carve.n_sequences=4",
         "carve.seq_len=128",
         "eval.chunks=1",

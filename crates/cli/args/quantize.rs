@@ -31,8 +31,8 @@ pub struct QuantizeArgs {
     /// Text to calibrate on: text, JSONL, a folder of texts or a dataset manifest; written by the model itself when absent
     #[arg(long, value_name = "D")]
     pub calibration: Option<String>,
-    /// With --calibration: tokens of it on which the scales learn from the model itself once the levels are chosen, while
-    /// formats and size stay; 0 for none. 65536 with auto, none with the others
+    /// Tokens of --calibration on which the scales learn from the model itself once the levels are chosen, while formats
+    /// and size stay; none when absent
     #[arg(long, value_name = "N")]
     pub tune_tokens: Option<u64>,
     /// Of a folder, the layout of the packed matrices: gptq gptq_v2 awq compressed-tensors; gptq when absent

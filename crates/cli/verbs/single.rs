@@ -4,7 +4,6 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use slmc_ir::Host;
 use slmc_recipe::{Recipe, RunSummary};
 use toml::{Table, Value};
 
@@ -103,7 +102,7 @@ pub fn quantize(args: &QuantizeArgs, session: &Session<'_>) -> Result<(), Failur
     put("calibration", args.calibration.as_deref().map(text));
     set(&mut quantize, &args.set)?;
     let mut stages = Vec::new();
-    if let Some(tuning) = tuning(args, session)? {
+    if let Some(tuning) = tuning(args)? {
         quantize.insert("reserved_bytes".to_owned(), Value::Integer(HISTORY_BYTES));
         stages.push(tuning);
     }
@@ -116,38 +115,14 @@ pub fn quantize(args: &QuantizeArgs, session: &Session<'_>) -> Result<(), Failur
 
 /// More than what the history of one more stage takes in a file.
 const HISTORY_BYTES: i64 = 4096;
-/// Tokens on which `--method auto` lets scales learn.
-const TUNE_TOKENS: u64 = 1 << 16;
 /// The rate at which they learn, as shares of themselves.
-const TUNE_RATE: f64 = 1e-3;
+const TUNE_RATE: f64 = 2e-4;
 
 /// The stage in which a quantized model's scales learn from the model that it was made of, where that is wanted.
-fn tuning(args: &QuantizeArgs, session: &Session<'_>) -> Result<Option<Table>, Failure> {
-    let by_default = if args.method == "auto" { TUNE_TOKENS } else { 0 };
-    let n_tokens = args.tune_tokens.unwrap_or(by_default);
-    if n_tokens == 0 {
-        return Ok(None);
-    }
-    let Some(data) = &args.calibration else {
-        return match args.tune_tokens {
-            Some(_) => Err(input_error("--tune-tokens: scales learn on --calibration: give one")),
-            None => Ok(None),
-        };
-    };
-    if args.tune_tokens.is_none() {
-        // Both models' numbers and the gradients, in f32.
-        let needed = 12 * model::open(&args.model)?.spec().n_parameters();
-        let there_is = session.global.max_mem.or_else(available_memory).unwrap_or(u64::MAX);
-        if needed > there_is {
-            session.terminal.warn(&format!(
-                "the scales do not learn after the rounding: it would take {} of memory, and there are {}; with \
-                 --tune-tokens {TUNE_TOKENS} they do all the same",
-                megabytes(needed),
-                megabytes(there_is)
-            ));
-            return Ok(None);
-        }
-    }
+fn tuning(args: &QuantizeArgs) -> Result<Option<Table>, Failure> {
+    let Some(n_tokens) = args.tune_tokens.filter(|&n| n > 0) else { return Ok(None) };
+    let data = args.calibration.as_ref();
+    let data = data.ok_or_else(|| input_error("--tune-tokens: scales learn on --calibration: give one"))?;
     let mut stage = stage(
         "distill",
         [
@@ -167,14 +142,6 @@ fn tuning(args: &QuantizeArgs, session: &Session<'_>) -> Result<Option<Table>, F
         set(&mut stage, &[format!("seq_len={seq_len}")])?;
     }
     Ok(Some(stage))
-}
-
-/// Memory that can be had without pushing anything out, in bytes; nothing where the system does not say.
-fn available_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kibibytes: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
-    Some(kibibytes * 1024)
 }
 
 /// The folder beside the result in which the work is done.

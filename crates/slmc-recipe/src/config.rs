@@ -214,8 +214,8 @@ pub struct DistillConfig {
     /// Share of such text among the sequences, where there is any.
     pub sampled_share: f64,
     /// Tokens on which the output and down projections of a student that was carved out of its teacher are fitted to the
-    /// teacher's hidden states, block by block in closed form, before the training; 0 for none. The fitting counts as part
-    /// of a budget in minutes.
+    /// teacher's hidden states, block by block in closed form, before the training (at least eight for each MLP channel); 0
+    /// for none. The fitting counts as part of a budget in minutes.
     pub fit_tokens: usize,
     /// What learns: `weights`, or of a packed model `scales`: each block's f16 scale and the norms' gains, while its
     /// levels, formats and size stay.

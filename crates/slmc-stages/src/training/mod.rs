@@ -295,6 +295,10 @@ impl Stage for Training {
     }
 }
 
+/// Tokens of a fit for each input of a projection, at the least: with as many tokens as inputs a fit gets each of them
+/// right and is worth nothing elsewhere.
+const TOKENS_PER_INPUT: usize = 8;
+
 /// The first batch that is fitted to: no training comes so far.
 const FIRST_FITTED: u64 = 1 << 32;
 
@@ -310,6 +314,7 @@ impl Training {
     ) -> Result<Option<Fitted>, StageError> {
         let n_tokens = self.teaching.as_ref().map_or(0, |teaching| teaching.fit_tokens);
         let Some(teacher) = teacher.filter(|_| n_tokens > 0) else { return Ok(None) };
+        let n_tokens = n_tokens.max(TOKENS_PER_INPUT * input.spec().d_ff);
         let mut sequences: Vec<Vec<TokenId>> = Vec::new();
         let seq_len = self.config.seq_len;
         for index in FIRST_FITTED.. {
