@@ -70,7 +70,7 @@ pub fn write_onnx_folder(
 /// Writes `PATH` and, beside it, `PATH.data`.
 ///
 /// # Errors
-/// As [`write_onnx_folder`]; what `check` refuses is removed.
+/// As [`write_onnx_folder`]; then what had these names, if anything, is still there.
 pub fn write_onnx_file(
     checkpoint: &Checkpoint,
     path: &Path,
@@ -79,12 +79,16 @@ pub fn write_onnx_file(
     check: CheckModel<'_>,
 ) -> Result<Written, WriteError> {
     let plan = plan_of(checkpoint, options)?;
-    let file_bytes = write_graph(checkpoint, path, options, &plan, host)?;
-    if let Err(message) = check(path) {
-        for path in [path.to_owned(), data_path(path)] {
-            fs::remove_file(&path).map_err(|source| WriteError::Io { path, source })?;
+    // A folder that never gets its name: the two files leave it once they are accepted.
+    let aside = AtomicDir::create(&path.with_added_extension("unchecked"), Existing::Refuse)?;
+    let model = aside.path().join(path.file_name().unwrap_or_default());
+    let file_bytes = write_graph(checkpoint, &model, options, &plan, host)?;
+    check(&model).map_err(WriteError::Onnx)?;
+    // The graph last: it names the data.
+    for (from, to) in [(data_path(&model), data_path(path)), (model, path.to_owned())] {
+        if from.is_file() {
+            fs::rename(&from, &to).map_err(|source| WriteError::Io { path: to, source })?;
         }
-        return Err(WriteError::Onnx(message));
     }
     Ok(written(checkpoint, plan, file_bytes))
 }
