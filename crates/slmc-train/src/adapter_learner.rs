@@ -5,7 +5,7 @@ use std::path::Path;
 
 use slmc_data::Batch;
 use slmc_ir::{Adapter, Factors, TensorKey};
-use slmc_model::{AdamWHyper, AdapterAdamW, AdapterGrads, Frozen, Rows};
+use slmc_model::{AdapterAdamW, AdapterGrads, Frozen, Rows};
 
 use crate::batches::n_targets;
 use crate::learn::{Learn, StepFigures};
@@ -145,13 +145,7 @@ impl Learn for AdapterLearner<'_> {
                 key.map_or("the gradient's norm".to_owned(), |key| format!("the gradient beside `{key}`"));
             return Err(TrainError::NotFinite { step, what });
         }
-        let hyper = AdamWHyper {
-            beta1: settings.beta1 as f32,
-            beta2: settings.beta2 as f32,
-            eps: settings.epsilon as f32,
-            weight_decay: settings.weight_decay as f32,
-        };
-        self.optimizer.step(&mut self.adapter, &grads, rate as f32, hyper);
+        self.optimizer.step(&mut self.adapter, &grads, rate as f32, settings.adamw());
         let losses = LossFigures { loss, ..LossFigures::default() };
         Ok((self, StepFigures { losses, grad_norm: f64::from(grad_norm) }))
     }

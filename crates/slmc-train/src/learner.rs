@@ -8,8 +8,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use slmc_data::Batch;
 use slmc_ir::{ModelSpec, SourceError, TensorKey, TokenId, Weight, WeightSource};
 use slmc_model::{
-    AdamW, AdamWHyper, Decoder, Distillation, Grads, Moment, Products, distillation_loss, gradients,
-    next_token_loss,
+    AdamW, Decoder, Distillation, Grads, Moment, Products, distillation_loss, gradients, next_token_loss,
 };
 
 use crate::batches::{n_targets, target_positions, weights};
@@ -134,13 +133,7 @@ impl Learn for Learner {
         settings: &TrainSettings,
     ) -> Result<(Self, StepFigures), TrainError> {
         let (figures, grads) = self.gradients(batches, step, settings)?;
-        let hyper = AdamWHyper {
-            beta1: settings.beta1 as f32,
-            beta2: settings.beta2 as f32,
-            eps: settings.epsilon as f32,
-            weight_decay: settings.weight_decay as f32,
-        };
-        self.student = self.optimizer.step(self.student, grads, rate as f32, hyper);
+        self.student = self.optimizer.step(self.student, grads, rate as f32, settings.adamw());
         Ok((self, figures))
     }
 

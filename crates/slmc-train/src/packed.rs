@@ -82,7 +82,7 @@ impl PackedTensor {
     pub(crate) fn step(&mut self, gradient: &[f32], step: AdamWStep) {
         let own = self.gradient(gradient);
         let [first, second] = &mut self.moments;
-        adamw(AdamWStep { weight_decay: 0.0, ..step }, &mut self.change, &own, first, second);
+        adamw(step, &mut self.change, &own, first, second);
         self.settle();
     }
 
@@ -110,9 +110,11 @@ impl PackedTensor {
     /// The gradient of the changes, from that of the numbers: with `w = scale * a + min * b`, the scale's is the sum of
     /// `g a` and the minimum's that of `g b`.
     fn gradient(&self, gradient: &[f32]) -> Vec<f32> {
-        let Kind::Blocks { halves, origin, group_mins, n_groups } = &self.kind else {
-            let Kind::Gains { origin } = &self.kind else { unreachable!("there are two kinds") };
-            return origin.iter().zip(gradient).map(|(gain, gradient)| gain * gradient).collect();
+        let (halves, origin, group_mins, n_groups) = match &self.kind {
+            Kind::Gains { origin } => {
+                return origin.iter().zip(gradient).map(|(gain, gradient)| gain * gradient).collect();
+            }
+            Kind::Blocks { halves, origin, group_mins, n_groups } => (halves, origin, group_mins, n_groups),
         };
         let (n_weights, n_bytes) = (self.format.block_weights(), self.format.block_bytes());
         let group = n_weights / n_groups;

@@ -7,7 +7,7 @@ use std::path::Path;
 use slmc_data::Batch;
 use slmc_ir::{TensorKey, Weight, WeightSource};
 use slmc_kernels::AdamWStep;
-use slmc_model::Decoder;
+use slmc_model::{AdamWHyper, Decoder};
 
 use crate::learn::{Learn, StepFigures};
 use crate::learner::{Learner, numbers};
@@ -91,11 +91,13 @@ impl Learn for ScaleLearner {
     ) -> Result<(Self, StepFigures), TrainError> {
         let (figures, grads) = self.whole.gradients(batches, step, settings)?;
         self.n_steps += 1;
+        let AdamWHyper { beta1, beta2, eps, .. } = settings.adamw();
         let step = AdamWStep {
             learning_rate: rate as f32,
-            beta1: settings.beta1 as f32,
-            beta2: settings.beta2 as f32,
-            eps: settings.epsilon as f32,
+            beta1,
+            beta2,
+            eps,
+            // What decays would be the changes: scales would be drawn to where they were.
             weight_decay: 0.0,
             gradient_scale: 1.0,
             n: self.n_steps,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use slmc_model::Products;
+use slmc_model::{AdamWHyper, Products};
 
 use crate::TrainError;
 
@@ -134,6 +134,16 @@ impl TrainSettings {
     /// Learning rate of the last step.
     pub fn floor(&self) -> f64 {
         self.final_learning_rate.unwrap_or(self.learning_rate * 0.1)
+    }
+
+    /// What AdamW is told besides the rate.
+    pub(crate) fn adamw(&self) -> AdamWHyper {
+        AdamWHyper {
+            beta1: self.beta1 as f32,
+            beta2: self.beta2 as f32,
+            eps: self.epsilon as f32,
+            weight_decay: self.weight_decay as f32,
+        }
     }
 
     /// How products are computed here; [`validate`](Self::validate) has proved that it is possible.
