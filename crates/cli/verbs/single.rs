@@ -81,13 +81,6 @@ pub fn prune(args: &PruneArgs, session: &Session<'_>) -> Result<(), Failure> {
 /// Stores a model in fewer bits a weight.
 pub fn quantize(args: &QuantizeArgs, session: &Session<'_>) -> Result<(), Failure> {
     let is_gguf = args.out.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
-    let is_scheme = args.format.as_deref().is_some_and(|format| format.starts_with('w'));
-    if !is_gguf && !is_scheme {
-        return Err(input_error(format!(
-            "--out {}: packed weights are written to a .gguf file; folders hold schemes such as --format w4g128",
-            args.out.display()
-        )));
-    }
     if is_gguf && args.layout.is_some() {
         return Err(input_error("--layout is that of a Hugging Face folder, and --out is a GGUF"));
     }
@@ -102,7 +95,7 @@ pub fn quantize(args: &QuantizeArgs, session: &Session<'_>) -> Result<(), Failur
     put("calibration", args.calibration.as_deref().map(text));
     set(&mut quantize, &args.set)?;
     let mut stages = Vec::new();
-    if let Some(tuning) = tuning(args)? {
+    if let Some(tuning) = tuning(args, quantize.get("seq_len"))? {
         quantize.insert("reserved_bytes".to_owned(), Value::Integer(HISTORY_BYTES));
         stages.push(tuning);
     }
@@ -119,11 +112,11 @@ const HISTORY_BYTES: i64 = 4096;
 const TUNE_RATE: f64 = 2e-4;
 
 /// The stage in which a quantized model's scales learn from the model that it was made of, where that is wanted.
-fn tuning(args: &QuantizeArgs) -> Result<Option<Table>, Failure> {
+fn tuning(args: &QuantizeArgs, seq_len: Option<&Value>) -> Result<Option<Table>, Failure> {
     let Some(n_tokens) = args.tune_tokens.filter(|&n| n > 0) else { return Ok(None) };
     let data = args.calibration.as_ref();
     let data = data.ok_or_else(|| input_error("--tune-tokens: scales learn on --calibration: give one"))?;
-    let mut stage = stage(
+    let stage = stage(
         "distill",
         [
             ("learn", text("scales")),
@@ -133,14 +126,11 @@ fn tuning(args: &QuantizeArgs) -> Result<Option<Table>, Failure> {
             ("alpha", Value::Float(1.0)),
             ("learning_rate", Value::Float(TUNE_RATE)),
             ("batch_size", Value::Integer(2)),
-            ("seq_len", Value::Integer(512)),
+            // A calibration in short sequences is a sign of short text.
+            ("seq_len", seq_len.cloned().unwrap_or(Value::Integer(512))),
             ("eval_batches", Value::Integer(0)),
         ],
     );
-    // A calibration in short sequences is a sign of short text.
-    if let Some(seq_len) = args.set.iter().find_map(|setting| setting.strip_prefix("seq_len=")) {
-        set(&mut stage, &[format!("seq_len={seq_len}")])?;
-    }
     Ok(Some(stage))
 }
 

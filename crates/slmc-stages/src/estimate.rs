@@ -4,6 +4,8 @@ use serde::Serialize;
 use slmc_ir::{Adapter, ModelSpec, TensorKey};
 use slmc_recipe::{Budget, DistillConfig, LoraConfig, Plan, StageConfig, TrainConfig};
 
+use crate::training::fitted_tokens;
+
 /// Floating-point operations a second that two cores reach in training; a guess that only the time depends on.
 const ASSUMED_FLOPS: f64 = 150e9;
 
@@ -29,14 +31,7 @@ pub fn estimate(plan: &Plan) -> Vec<Estimate> {
         let teacher = plan.input.as_ref().map(|outline| &outline.spec);
         let (memory_bytes, disk, seconds) = match &planned.entry.config {
             StageConfig::Train(config) => training(&after.spec, None, config),
-            StageConfig::Distill(config) => {
-                let (memory, disk, seconds) = training(&after.spec, teacher, &config.train);
-                // Where scales learn there are no moments of weights, and no weights in checkpoints.
-                match config.learn == DistillConfig::LEARN {
-                    true => (memory, disk, seconds),
-                    false => (memory - 2 * model_bytes(&after.spec), model_bytes(&after.spec) / 4, seconds),
-                }
-            }
+            StageConfig::Distill(config) => distillation(&after.spec, teacher, config),
             StageConfig::Lora(config) => lora(&after.spec, config),
             StageConfig::Carve(config) => {
                 let spec = before.map_or(&after.spec, |outline| &outline.spec);
@@ -100,6 +95,29 @@ fn lora(spec: &ModelSpec, config: &LoraConfig) -> (u64, u64, f64) {
         Err(_) => 0.0,
     };
     (memory, factors as u64 * 12, seconds)
+}
+
+/// Training with a teacher, and the fit before it: of its tokens, both models' hidden states and what a block makes of
+/// them; the sums and their copies in f64; the student's weights.
+fn distillation(student: &ModelSpec, teacher: Option<&ModelSpec>, config: &DistillConfig) -> (u64, u64, f64) {
+    let (memory, disk, seconds) = training(student, teacher, &config.train);
+    if config.learn != DistillConfig::LEARN {
+        // There are no moments of weights, and no weights in checkpoints.
+        return (memory - 2 * model_bytes(student), model_bytes(student) / 4, seconds);
+    }
+    if config.fit_tokens == 0 {
+        return (memory, disk, seconds);
+    }
+    let n_tokens = fitted_tokens(config.fit_tokens, student);
+    let ModelSpec { d_model, d_ff, n_heads, d_head, .. } = *student;
+    let states = n_tokens * (3 * d_model + n_heads * d_head + d_ff) * 4;
+    let sums = (d_ff * (d_ff + d_model) * (4 + 6 * 8)) as u64;
+    let fit = states as u64 + sums + model_bytes(student);
+    // Both models forwards, and as much again for the sums.
+    let flops = n_tokens as f64 * (2.0 * forward_flops(student) + teacher.map_or(0.0, forward_flops));
+    let by_minutes = matches!(config.train.budget(), Ok(Budget::Minutes(_)));
+    let seconds = if by_minutes { seconds } else { seconds + flops / ASSUMED_FLOPS };
+    (memory.max(fit), disk + model_bytes(student), seconds)
 }
 
 /// Weights, gradients and two moments of the student, the teacher's weights, activations; and the checkpoints on disk.

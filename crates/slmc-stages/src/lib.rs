@@ -9,6 +9,7 @@ mod estimate;
 mod evaluate;
 mod export;
 mod fresh;
+mod kept;
 mod lora;
 mod onnx;
 mod open;

@@ -12,7 +12,7 @@ use slmc_interop::{AdapterAbout, WriteOptions, roles_of_targets, write_adapter_f
 use slmc_ir::{Adapter, Checkpoint, Format, Outline, Role};
 use slmc_model::{Frozen, Products, fresh_adapter};
 use slmc_recipe::{Finished, LoraConfig, Rejection, Stage, StageContext, StageError};
-use slmc_train::{AdapterInputs, Outcome, Precision, Stopped, TrainSettings, train_adapter};
+use slmc_train::{AdapterInputs, Outcome, Precision, TrainSettings, train_adapter};
 
 pub use data::{Preview, held_out_batches, preview};
 pub use merge::{MergeReport, merge_adapter};
@@ -21,7 +21,7 @@ use self::{data::LoraData, paired::Paired};
 use crate::{
     Surroundings,
     open::outline_of,
-    training::{float_of, loop_settings, precision_of},
+    training::{check_stopped, float_of, loop_settings, precision_of},
 };
 
 /// Positions of a batch that are learned from.
@@ -137,21 +137,7 @@ impl Stage for Lora {
             inputs_hash: String::new(),
         };
         let outcome = train_adapter(inputs, &settings, context.host).map_err(|e| failed(e.to_string()))?;
-        match outcome.stopped {
-            Stopped::Completed => {}
-            Stopped::Interrupted => {
-                let message = format!("after step {}; everything is saved", outcome.steps);
-                return Err(StageError::Interrupted(message));
-            }
-            Stopped::OutOfTime => {
-                let message = format!(
-                    "out of time after step {}: the machine slowed down; the last steps are missing",
-                    outcome.steps
-                );
-                context.host.warn(&message);
-                fallbacks.push(message);
-            }
-        }
+        check_stopped(&outcome, context, &mut fallbacks)?;
         let before = merge::losses(&base, None, &data.held_out);
         let after = merge::losses(&base, Some(&outcome.student), &data.held_out);
         drop(base);

@@ -11,7 +11,6 @@ use super::{
     choice::choose,
     solved::Wanted,
     store::{Chosen, Solved},
-    write,
 };
 
 impl Quantize {
@@ -70,7 +69,7 @@ impl Quantize {
             let scaled = TensorKey::all(&outline.spec).into_iter().filter(|&key| store.has(key, Format::F32));
             kept.extend(scaled.map(|key| (key, Format::F32)));
             let chosen = Chosen { inner: Arc::clone(inner), store: Arc::clone(store), formats: kept };
-            let written = write(input, Arc::new(chosen), lineage.clone(), context)?;
+            let written = self.write_chosen(input, chosen, lineage.clone(), context)?;
             if written.file_bytes <= limit {
                 return Ok((written, formats, kl));
             }

@@ -23,11 +23,10 @@ use slmc_recipe::{Finished, QuantizeConfig, Rejection, Stage, StageContext, Stag
 use self::{
     calibrate::Passes,
     choice::mixed,
-    integers::scheme_table,
     scheme::Scheme,
     solved::{How, Wanted, solve_all},
     spill::Spill,
-    store::{Chosen, Solved, Store},
+    store::{Solved, Store},
 };
 use crate::{
     Surroundings,
@@ -99,8 +98,7 @@ impl Quantize {
         }
         let layout = config.layout.as_deref().map(layout_of).transpose()?;
         if layout.is_some() && !matches!(goal, Goal::Integers(_)) {
-            let message =
-                "layout: Hugging Face folders hold schemes such as w4g128; other formats go into a GGUF";
+            let message = "layout: Hugging Face folders hold schemes such as w4g128; other formats are written to a .gguf file";
             return Err(message.to_owned());
         }
         if matches!(method, Method::Rtn | Method::Awq)
@@ -190,7 +188,7 @@ impl Stage for Quantize {
         // Under a size the formats are not known before they are measured: the smallest that are tried stand for them.
         let plan = match self.goal {
             Goal::Format(format) => self.assign(input, format).0,
-            Goal::Integers(scheme) => Self::assign_scheme(input, scheme).0,
+            Goal::Integers(scheme) => Self::assign_scheme(input, scheme),
             _ => input.formats.iter().map(|&(key, stored)| (key, smallest(key, stored, input))).collect(),
         };
         Ok(Outline { formats: plan.into_iter().collect(), ..input.clone() })
@@ -233,9 +231,9 @@ impl Quantize {
             Encoded::new(Arc::clone(&input.weights), plan).map_err(|e| StageError::Failed(e.to_string()))?;
         let lineage = context.history(&input.lineage, self, &fallbacks);
         let written = write(input, Arc::new(encoded), lineage, context)?;
-        let report =
-            json!({"method": "rtn", "file_bytes": written.file_bytes, "tensors": table(&written, None)});
-        Ok(Finished { artefact: context.folder.join(ARTEFACT), report, fallbacks })
+        let tensors = self.table(&written, &BTreeMap::new(), &BTreeMap::new());
+        let report = json!({"method": "rtn", "file_bytes": written.file_bytes, "tensors": tensors});
+        Ok(Finished { artefact: self.artefact(context), report, fallbacks })
     }
 
     /// Solves on a calibration set.
@@ -266,11 +264,7 @@ impl Quantize {
             seed: context.seed,
             host: context.host,
         };
-        let scheme = match self.goal {
-            Goal::Integers(scheme) => Some(scheme),
-            _ => None,
-        };
-        let how = How { method: self.method, damping: self.config.damping, scheme };
+        let how = How { method: self.method, damping: self.config.damping, scheme: self.scheme() };
         let solved = solve_all(&passes, how, &wanted, &counts, &store)?;
         drop(passes);
         let by_name: BTreeMap<String, Solved> =
@@ -281,50 +275,32 @@ impl Quantize {
             .collect();
         let material = Material { inner, solved, store };
         let lineage = context.history(&input.lineage, self, &fallbacks);
-        if let Some(scheme) = scheme {
-            let found =
-                material.solved.iter().filter_map(|(key, s)| Some((*key, s.candidates.first()?.format)));
-            let formats: BTreeMap<TensorKey, Format> = found.collect();
-            let kl: f64 = material.solved.values().flat_map(|s| &s.candidates).map(|c| c.kl).sum();
-            let Material { inner, solved, store } = material;
-            let chosen = Chosen { inner, store, formats: formats.clone() };
-            let written = self.write_scheme(input, chosen, scheme, lineage, context)?;
-            let report = json!({
-                "method": self.config.method,
-                "file_bytes": written.file_bytes,
-                "estimated_kl": kl,
-                "calibration_tokens": sequences.len() * self.config.seq_len,
-                "tensors": scheme_table(&written, scheme, &formats, Some(&solved)),
-            });
-            let _ = std::fs::remove_dir_all(context.folder.join("solved"));
-            return Ok(Finished { artefact: self.artefact(context), report, fallbacks });
-        }
         let (written, formats, kl) = self.write_best(input, outline, &material, &lineage, context)?;
         let report = json!({
             "method": self.config.method,
             "file_bytes": written.file_bytes,
             "estimated_kl": kl,
             "calibration_tokens": sequences.len() * self.config.seq_len,
-            "tensors": table(&written, Some(Choices { solved: &material.solved, formats: &formats })),
+            "tensors": self.table(&written, &material.solved, &formats),
         });
         let _ = std::fs::remove_dir_all(context.folder.join("solved"));
-        Ok(Finished { artefact: context.folder.join(ARTEFACT), report, fallbacks })
+        Ok(Finished { artefact: self.artefact(context), report, fallbacks })
     }
 
     /// What each tensor is solved in.
     fn wanted(&self, outline: &Outline) -> (Wanted, Vec<String>) {
+        let one_each = |packed: BTreeMap<TensorKey, Format>| -> Wanted {
+            packed.into_iter().map(|(key, format)| (key, vec![format])).collect()
+        };
         match self.goal {
             Goal::Format(format) => {
-                let (plan, fallbacks) = self.assign(outline, format);
-                let matrices = plan.into_iter().filter(|(key, _)| key.shape(&outline.spec).len() == 2);
-                let packed = matrices.filter(|(_, format)| !format.is_float());
-                (packed.map(|(key, format)| (key, vec![format])).collect(), fallbacks)
+                let (mut plan, fallbacks) = self.assign(outline, format);
+                plan.retain(|key, format| key.shape(&outline.spec).len() == 2 && !format.is_float());
+                (one_each(plan), fallbacks)
             }
             Goal::Integers(scheme) => {
-                let (plan, fallbacks) = Self::assign_scheme(outline, scheme);
-                let packed =
-                    plan.into_iter().filter(|(key, format)| key.block.is_some() && !format.is_float());
-                (packed.map(|(key, format)| (key, vec![format])).collect(), fallbacks)
+                let (packed, fallbacks) = Self::packed_by(outline, scheme);
+                (one_each(packed), fallbacks)
             }
             Goal::FileBytes(bytes) => {
                 let bits = bytes as f64 * 8.0 / outline.spec.n_parameters() as f64;
@@ -414,33 +390,45 @@ struct Material {
     store: Arc<Store>,
 }
 
-/// What was solved, and the format that was taken of each.
-#[derive(Clone, Copy)]
-struct Choices<'a> {
-    solved: &'a BTreeMap<TensorKey, Solved>,
-    formats: &'a BTreeMap<TensorKey, Format>,
-}
-
-/// The report's line for each tensor.
-fn table(written: &Written, choices: Option<Choices<'_>>) -> Vec<Value> {
-    let line = |(key, format): &(TensorKey, Format)| {
-        let mut line = json!({
-            "tensor": key.to_string(),
-            "format": format.name(),
-            "bits_per_weight": format.bits_per_weight(),
-        });
-        let found = choices.and_then(|choices| {
-            let solved = choices.solved.get(key)?;
-            let candidate = solved.candidates.iter().find(|c| Some(&c.format) == choices.formats.get(key))?;
-            Some((solved, candidate))
-        });
-        if let Some((solved, candidate)) = found {
-            line["relative_error"] = json!(candidate.relative_error);
-            line["estimated_kl"] = json!(candidate.kl);
-            line["damping"] = json!(solved.damping);
-            line["dead_channels"] = json!(solved.n_dead);
+impl Quantize {
+    fn scheme(&self) -> Option<Scheme> {
+        match self.goal {
+            Goal::Integers(scheme) => Some(scheme),
+            _ => None,
         }
-        line
-    };
-    written.tensors.iter().map(line).collect()
+    }
+
+    /// The report's line for each tensor; `formats` are those of the tensors that were solved or rounded to a scheme.
+    fn table(
+        &self,
+        written: &Written,
+        solved: &BTreeMap<TensorKey, Solved>,
+        formats: &BTreeMap<TensorKey, Format>,
+    ) -> Vec<Value> {
+        let scheme_of = |key: &TensorKey| self.scheme().filter(|_| formats.contains_key(key));
+        let line = |key: TensorKey, format: Format| {
+            let (name, bits_per_weight) = match scheme_of(&key) {
+                Some(scheme) => (scheme.name(), scheme.bits_per_weight()),
+                None => (format.name().to_owned(), format.bits_per_weight()),
+            };
+            let tensor = key.to_string();
+            let mut line = json!({"tensor": tensor, "format": name, "bits_per_weight": bits_per_weight});
+            let found = solved.get(&key).and_then(|solved| {
+                let candidate = solved.candidates.iter().find(|c| Some(&c.format) == formats.get(&key))?;
+                Some((solved, candidate))
+            });
+            if let Some((solved, candidate)) = found {
+                line["relative_error"] = json!(candidate.relative_error);
+                line["estimated_kl"] = json!(candidate.kl);
+                line["damping"] = json!(solved.damping);
+                line["dead_channels"] = json!(solved.n_dead);
+            }
+            line
+        };
+        // A folder lists packed matrices among no formats.
+        let others = written.tensors.iter().filter(|(key, _)| scheme_of(key).is_none());
+        let packed = formats.iter().filter(|(key, _)| scheme_of(key).is_some());
+        let others = others.map(|&(key, format)| line(key, format));
+        others.chain(packed.map(|(&key, &format)| line(key, format))).collect()
+    }
 }

@@ -1,17 +1,13 @@
 //! Solved tensors on disk: each candidate format's bytes, and a record of what it costs. A block is there once its record
 //! is: an interrupted run goes on behind the last.
 
-use std::{
-    collections::BTreeMap,
-    io::Write,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use serde::{Deserialize, Serialize};
-use slmc_formats::AtomicFile;
 use slmc_ir::{Format, ModelSpec, SourceError, TensorKey, Weight, WeightSource};
 use slmc_recipe::StageError;
+
+use crate::kept;
 
 /// What one format costs one tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,13 +54,12 @@ impl Store {
 
     /// Says that all of a part is there.
     pub fn finish(&self, part: &str, solved: &[Solved]) -> Result<(), StageError> {
-        let bytes = serde_json::to_vec(solved).map_err(|e| StageError::Failed(e.to_string()))?;
-        write(&self.folder.join(format!("{part}.json")), &bytes)
+        kept::write_json(&self.folder.join(format!("{part}.json")), &solved)
     }
 
     /// Keeps a candidate's bytes.
     pub fn keep(&self, key: TensorKey, weight: &Weight) -> Result<(), StageError> {
-        write(&self.path(key, weight.format()), weight.bytes())
+        kept::write(&self.path(key, weight.format()), weight.bytes())
     }
 
     /// Whether a tensor is kept in this format.
@@ -75,13 +70,6 @@ impl Store {
     fn path(&self, key: TensorKey, format: Format) -> PathBuf {
         self.folder.join(format!("{}.{format}", key.to_string().replace(' ', "-")))
     }
-}
-
-fn write(path: &Path, bytes: &[u8]) -> Result<(), StageError> {
-    let failed = |e: String| StageError::Failed(format!("{}: {e}", path.display()));
-    let mut file = AtomicFile::create(path).map_err(|e| failed(e.to_string()))?;
-    file.write_all(bytes).map_err(|e| failed(e.to_string()))?;
-    file.commit().map_err(|e| failed(e.to_string()))
 }
 
 /// The model with a candidate chosen for each solved tensor.

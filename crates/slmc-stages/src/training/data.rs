@@ -1,10 +1,9 @@
 //! What is learnt from: a dataset, and beside it text that the teacher writes itself.
 
-use std::{io::Write, path::Path, sync::Arc};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use slmc_data::{Batch, Batches, Content, Document, Mixture, PackedTokens, Split};
-use slmc_formats::AtomicFile;
 use slmc_ir::Checkpoint;
 use slmc_recipe::{StageContext, StageError, TrainConfig};
 use slmc_train::{BatchSource, TrainError};
@@ -12,6 +11,7 @@ use slmc_train::{BatchSource, TrainError};
 use super::Training;
 use crate::{
     calibration::{Dataset, pack, tokenizer_of},
+    kept,
     sample::{SampleSettings, sample_documents},
 };
 
@@ -41,7 +41,7 @@ impl Sampled {
     pub fn text(self, teacher: &Checkpoint, context: &StageContext<'_>) -> Result<SampledText, StageError> {
         let path = context.folder.join("sampled.json");
         if path.is_file() {
-            return read(&path);
+            return kept::read_json(&path);
         }
         let settings = SampleSettings {
             n_tokens: self.n_tokens,
@@ -52,24 +52,10 @@ impl Sampled {
         let begun = context.host.elapsed();
         let documents = sample_documents(teacher, settings, context.host)?;
         let text = SampledText { documents, seconds: (context.host.elapsed() - begun).as_secs_f64() };
-        write(&path, &text)?;
+        kept::write_json(&path, &text)?;
         // As it will be read by whoever goes on with this run.
-        read(&path)
+        kept::read_json(&path)
     }
-}
-
-fn read(path: &Path) -> Result<SampledText, StageError> {
-    let bytes = std::fs::read(path).map_err(|e| StageError::Failed(format!("{}: {e}", path.display())))?;
-    serde_json::from_slice(&bytes)
-        .map_err(|e| StageError::Failed(format!("{}: {e}: delete the file, it is made anew", path.display())))
-}
-
-fn write(path: &Path, text: &SampledText) -> Result<(), StageError> {
-    let failed = |e: String| StageError::Failed(format!("{}: {e}", path.display()));
-    let bytes = serde_json::to_vec(text).map_err(|e| failed(e.to_string()))?;
-    let mut file = AtomicFile::create(path).map_err(|e| failed(e.to_string()))?;
-    file.write_all(&bytes).map_err(|e| failed(e.to_string()))?;
-    file.commit().map_err(|e| failed(e.to_string()))
 }
 
 /// Training batches.

@@ -1,10 +1,13 @@
 //! What a training leaves: the student as it was stored before, and the report.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
+};
 
 use serde_json::json;
 use slmc_interop::{WriteOptions, write_gguf, write_hf_folder};
-use slmc_ir::{Checkpoint, Format, ModelSpec, Outline, SourceError, TensorKey, Weight, WeightSource};
+use slmc_ir::{Checkpoint, Format, MemorySource, Outline, TensorKey, Weight};
 use slmc_recipe::{Finished, StageContext, StageError};
 use slmc_train::{Outcome, Stopped};
 
@@ -12,7 +15,7 @@ use super::{Training, fit};
 use crate::open::outline_of;
 
 /// That the loop came to its end, or says why it did not.
-pub(super) fn check_stopped<S>(
+pub(crate) fn check_stopped<S>(
     outcome: &Outcome<S>,
     context: &StageContext<'_>,
     fallbacks: &mut Vec<String>,
@@ -76,7 +79,14 @@ impl Training {
     ) -> Result<Finished, StageError> {
         let report = report(&outcome, prepared);
         let lineage = context.history(&input.lineage, self, &fallbacks);
-        let weights = Overlaid { inner: Arc::clone(&input.weights), changed: outcome.student };
+        let mut weights = outcome.student;
+        for &key in input.weights.keys() {
+            if let Entry::Vacant(place) = weights.entry(key) {
+                place.insert(input.weights.read(key).map_err(|e| StageError::Failed(e.to_string()))?);
+            }
+        }
+        let weights = MemorySource::new(input.spec().clone(), weights);
+        let weights = weights.map_err(|e| StageError::Failed(e.to_string()))?;
         let checkpoint = Checkpoint { lineage, ..input.with_weights(Arc::new(weights)) };
         let artefact = context.folder.join("model.gguf");
         write_gguf(&checkpoint, &artefact, &WriteOptions::default(), context.host)
@@ -95,28 +105,4 @@ fn report<S>(outcome: &Outcome<S>, prepared: &serde_json::Value) -> serde_json::
         "final_loss": outcome.final_loss,
         "final_eval": outcome.eval,
     })
-}
-
-/// A model some of whose tensors were changed.
-struct Overlaid {
-    inner: Arc<dyn WeightSource>,
-    changed: BTreeMap<TensorKey, Weight>,
-}
-
-impl WeightSource for Overlaid {
-    fn spec(&self) -> &ModelSpec {
-        self.inner.spec()
-    }
-
-    fn keys(&self) -> &[TensorKey] {
-        self.inner.keys()
-    }
-
-    fn read(&self, key: TensorKey) -> Result<Weight, SourceError> {
-        self.changed.get(&key).map_or_else(|| self.inner.read(key), |weight| Ok(weight.clone()))
-    }
-
-    fn format(&self, key: TensorKey) -> Result<Format, SourceError> {
-        self.inner.format(key)
-    }
 }

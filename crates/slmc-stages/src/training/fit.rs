@@ -2,18 +2,17 @@
 //! stream is refitted to make the teacher's stream, in closed form ([`slmc_compress::refit`]). What blocks that were
 //! removed did becomes the work of the blocks before and after them.
 
-use std::{collections::BTreeMap, io::Write, ops::Range, path::Path, sync::Arc};
+use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc};
 
 use ndarray::{Array2, ArrayView2};
 use serde::{Deserialize, Serialize};
 use slmc_compress::{RefitStats, refit};
-use slmc_formats::AtomicFile;
 use slmc_interop::{WriteOptions, write_hf_folder};
 use slmc_ir::{Checkpoint, Format, Host, MemorySource, Role, TensorKey, TokenId, Weight};
 use slmc_model::{BlockPass, Products};
 use slmc_recipe::{StageContext, StageError};
 
-use crate::open::open_model;
+use crate::{kept, open::open_model};
 
 /// Sequences that run through a block at once.
 const BATCH: usize = 4;
@@ -55,43 +54,33 @@ pub(super) fn fitted(
 ) -> Result<Fitted, StageError> {
     let (folder, notes) = (context.folder.join(FOLDER), context.folder.join(NOTES));
     if !notes.is_file() {
-        // Without notes it is an earlier try's, that ended between the two.
-        if folder.exists() {
-            std::fs::remove_dir_all(&folder).map_err(|e| at(&folder, e))?;
-        }
+        // A folder without notes is an earlier try's, that ended between the two.
+        remove(context.folder)?;
         let begun = context.host.elapsed();
         let (weights, mut found) = Fit { student, teacher, sequences, products, host: context.host }.run()?;
         let checkpoint = Checkpoint { weights: Arc::new(weights), ..student.clone() };
         let options = WriteOptions { float: Some(Format::F32), ..WriteOptions::default() };
-        write_hf_folder(&checkpoint, &folder, &options, context.host).map_err(|e| at(&folder, e))?;
+        write_hf_folder(&checkpoint, &folder, &options, context.host)
+            .map_err(|e| kept::failed(&folder, e))?;
         found.seconds = (context.host.elapsed() - begun).as_secs_f64();
-        write_notes(&notes, &found)?;
+        kept::write_json(&notes, &found)?;
     }
     // As it will be read by whoever goes on with this run.
-    let bytes = std::fs::read(&notes).map_err(|e| at(&notes, e))?;
-    let notes = serde_json::from_slice(&bytes).map_err(|e| at(&notes, e))?;
+    let notes = kept::read_json(&notes)?;
     let opened = open_model(&folder.to_string_lossy()).map_err(StageError::Failed)?;
     Ok(Fitted { student: Checkpoint { weights: opened.weights, ..student.clone() }, notes })
 }
 
-/// Removes what was kept for a run that goes on.
+/// Removes what was kept for a run that goes on: the notes first, for they say that the rest is there.
 pub(super) fn remove(stage: &Path) -> Result<(), StageError> {
-    let folder = stage.join(FOLDER);
+    let (folder, notes) = (stage.join(FOLDER), stage.join(NOTES));
+    if notes.is_file() {
+        std::fs::remove_file(&notes).map_err(|e| kept::failed(&notes, e))?;
+    }
     if folder.exists() {
-        std::fs::remove_dir_all(&folder).map_err(|e| at(&folder, e))?;
+        std::fs::remove_dir_all(&folder).map_err(|e| kept::failed(&folder, e))?;
     }
     Ok(())
-}
-
-fn at(path: &Path, error: impl std::fmt::Display) -> StageError {
-    StageError::Failed(format!("{}: {error}", path.display()))
-}
-
-fn write_notes(path: &Path, notes: &FitNotes) -> Result<(), StageError> {
-    let bytes = serde_json::to_vec(notes).map_err(|e| at(path, e))?;
-    let mut file = AtomicFile::create(path).map_err(|e| at(path, e))?;
-    file.write_all(&bytes).map_err(|e| at(path, e))?;
-    file.commit().map_err(|e| at(path, e))
 }
 
 struct Fit<'a> {

@@ -7,15 +7,15 @@ mod fit;
 use std::sync::Arc;
 
 use serde_json::json;
-use slmc_ir::{Checkpoint, Host, Outline, TokenId};
+use slmc_ir::{Checkpoint, Host, ModelSpec, Outline, TokenId};
 use slmc_model::{Decoder, Products};
 use slmc_recipe::{Budget, DistillConfig, Finished, Rejection, Stage, StageContext, StageError, TrainConfig};
 use slmc_train::{
     BatchSource, DistillSettings, Precision, ScaleInputs, TrainInputs, TrainSettings, train, train_scales,
 };
 
-pub(crate) use self::finish::float_of;
-use self::{data::Sampled, finish::check_stopped, fit::Fitted};
+pub(crate) use self::finish::{check_stopped, float_of};
+use self::{data::Sampled, fit::Fitted};
 use crate::{
     Surroundings,
     calibration::{same_vocabulary, tokenizer_of},
@@ -299,6 +299,11 @@ impl Stage for Training {
 /// right and is worth nothing elsewhere.
 const TOKENS_PER_INPUT: usize = 8;
 
+/// Tokens that a student is fitted on where so many are asked for.
+pub(crate) fn fitted_tokens(asked: usize, student: &ModelSpec) -> usize {
+    asked.max(TOKENS_PER_INPUT * student.d_ff)
+}
+
 /// The first batch that is fitted to: no training comes so far.
 const FIRST_FITTED: u64 = 1 << 32;
 
@@ -314,7 +319,7 @@ impl Training {
     ) -> Result<Option<Fitted>, StageError> {
         let n_tokens = self.teaching.as_ref().map_or(0, |teaching| teaching.fit_tokens);
         let Some(teacher) = teacher.filter(|_| n_tokens > 0) else { return Ok(None) };
-        let n_tokens = n_tokens.max(TOKENS_PER_INPUT * input.spec().d_ff);
+        let n_tokens = fitted_tokens(n_tokens, input.spec());
         let mut sequences: Vec<Vec<TokenId>> = Vec::new();
         let seq_len = self.config.seq_len;
         for index in FIRST_FITTED.. {
