@@ -72,7 +72,7 @@ fn a_killed_distillation_resumes_to_the_same_bytes() {
 }
 
 #[test]
-#[ignore = "needs minutes: CI runs it by name"]
+#[ignore = "needs minutes: cargo xtask test --real"]
 fn twenty_kills_change_nothing() {
     check_kills(20);
 }
