@@ -146,6 +146,42 @@ fn a_damaged_tensor_fails_the_gate_and_comes_first() {
 }
 
 #[test]
+fn damage_is_forbidden_whatever_it_costs() {
+    let bench = Bench::new();
+    bench.write_gate("[gate]\ndamaged = \"forbid\"\n");
+    let path = bench.path("m.gguf");
+    // What was rounded is not damaged, in whatever format, and in a mixture of them.
+    for format in ["q8_0", "q5_0", "q4_1", "q4_0", "iq4_nl"] {
+        run_json(["quantize", &teacher(), "--method", "rtn", "--format", format, "--out", &path]);
+        let (code, report, said) = bench.gate(&path, &[]);
+        assert_eq!(
+            (code, check(&report, "damaged")["status"].as_str()),
+            (0, Some("pass")),
+            "{format}: {report} {said}"
+        );
+    }
+    let data = tiny_text("train.jsonl");
+    for size in ["2.3MB", "2.8MB"] {
+        let fixed = ["quantize", &teacher(), "--method", "auto", "--target-size", size, "--out", &path];
+        let calibration =
+            ["--calibration", data.to_str().unwrap(), "--set", "n_sequences=8", "--set", "seq_len=128"];
+        run_json(fixed.iter().chain(&calibration));
+        let (code, report, said) = bench.gate(&path, &[]);
+        assert_eq!(code, 0, "{size}: {report} {said}");
+    }
+    for (key, damage) in [
+        (TensorKey::block(3, Role::Down), Damage::Scale(1.05)),
+        (TensorKey::block(6, Role::Query), Damage::SwapRows(5, 40)),
+        (TensorKey::block(1, Role::Up), Damage::Bits(2)),
+    ] {
+        damaged_gguf(&tiny_teacher(), &[key], damage, Path::new(&path));
+        let (code, report, said) = bench.gate(&path, &[]);
+        assert_eq!(code, 1, "{damage:?}: {said}");
+        assert_eq!(report["blame"][0]["tensor"], key.to_string(), "{report}");
+    }
+}
+
+#[test]
 fn a_lock_holds_the_comparison_together() {
     let bench = Bench::new();
     let model = bench.path("model.gguf");

@@ -107,13 +107,13 @@ pub enum Judge {
     SurelyBad,
 }
 
-/// Whether a stage may have done something other than asked.
+/// Whether something that is found fails the gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Fallbacks {
-    /// Any that the model's history records fails the gate.
+pub enum Permit {
+    /// It does.
     Forbid,
-    /// They are only listed.
+    /// It is only listed.
     Allow,
 }
 
@@ -142,9 +142,12 @@ pub struct Bounds {
     /// Of memory while the engine reads one chunk and writes a few tokens.
     #[serde(default)]
     pub peak_memory: Option<SizeBound>,
-    /// Of things done other than asked.
+    /// Of things done other than asked, as the model's history records them.
     #[serde(default)]
-    pub fallbacks: Option<Fallbacks>,
+    pub fallbacks: Option<Permit>,
+    /// Of tensors that differ from the baseline's as no rounding makes them.
+    #[serde(default)]
+    pub damaged: Option<Permit>,
     /// Of tasks, by name.
     #[serde(default)]
     pub tasks: BTreeMap<String, TaskBound>,
@@ -299,9 +302,9 @@ impl GateFile {
             return Err("blame.chunks and blame.top must be at least 1".to_owned());
         }
         let bounds = self.gate.numbers();
-        if bounds.is_empty() && self.gate.fallbacks.is_none() {
+        if bounds.is_empty() && self.gate.fallbacks.is_none() && self.gate.damaged.is_none() {
             return Err("[gate] bounds nothing: add perplexity, kld, same_top, file_size, bits_per_weight, \
-                tokens_per_second, peak_memory, fallbacks or tasks.NAME"
+                tokens_per_second, peak_memory, fallbacks, damaged or tasks.NAME"
                 .to_owned());
         }
         if let Some((name, number)) = bounds.iter().find(|(_, number)| !number.is_finite() || *number < 0.0) {
@@ -383,7 +386,7 @@ mod tests {
         let file = GateFile::parse(GATE).unwrap();
         assert_eq!(file.data.as_ref().unwrap().ctx, 512);
         assert_eq!(file.gate.file_size.unwrap().at_most, 92_000_000);
-        assert_eq!(file.gate.fallbacks, Some(Fallbacks::Forbid));
+        assert_eq!(file.gate.fallbacks, Some(Permit::Forbid));
         assert_eq!(file.gate.numbers().len(), 4);
         assert_eq!(file.gate.perplexity.unwrap().judge, Judge::Estimate);
     }

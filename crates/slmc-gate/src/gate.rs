@@ -11,8 +11,8 @@ use slmc_eval::{
 use slmc_ir::{Checkpoint, Host};
 
 use crate::{
-    Blame, Cache, Check, DataSection, Fallbacks, GateError, GateFile, Judge, Lock, Verdict,
-    blame::{self, Evidence},
+    Blame, Cache, Check, DataSection, GateError, GateFile, Judge, Lock, Permit, Verdict,
+    blame::{self, Evidence, Weights},
     check::{Claim, Side, Unit},
     facts,
     pair::{GateText, Pair},
@@ -110,6 +110,7 @@ pub fn run_gate(request: &Request<'_>) -> Result<Report, GateError> {
         return Ok(run.finish());
     }
     run.facts()?;
+    let weights = run.weights()?;
     let paired = match section {
         Some(section) if run.text_is_bounded() => Some(run.on_text(section)?),
         _ => None,
@@ -122,7 +123,7 @@ pub fn run_gate(request: &Request<'_>) -> Result<Report, GateError> {
             recorded,
             text,
         });
-        run.blame(evidence)?;
+        run.blame(evidence, weights)?;
     }
     if request.update_lock {
         run.write_lock()?;
@@ -217,7 +218,7 @@ impl Run<'_> {
         }
         let fallbacks = facts::fallbacks(&model.checkpoint, &baseline.checkpoint);
         match bounds.fallbacks {
-            Some(Fallbacks::Forbid) => {
+            Some(Permit::Forbid) => {
                 let message = if !fallbacks.is_empty() {
                     format!("{} fallbacks, none is allowed: {}", fallbacks.len(), fallbacks.join("; "))
                 } else if model.checkpoint.lineage.steps.is_empty() {
@@ -227,9 +228,38 @@ impl Run<'_> {
                 };
                 self.report.checks.push(Check::of_fact("fallbacks", fallbacks.is_empty(), message));
             }
-            Some(Fallbacks::Allow) | None => self.report.notes.extend(fallbacks),
+            Some(Permit::Allow) | None => self.report.notes.extend(fallbacks),
         }
         Ok(())
+    }
+
+    /// Compares the weights, where damaged tensors are a matter of the gate.
+    fn weights(&mut self) -> Result<Option<Weights>, GateError> {
+        let Some(permit) = self.pair.request.file.gate.damaged else { return Ok(None) };
+        if !self.have_one_shape() {
+            let message =
+                "gate.damaged compares tensor by tensor, and the model has another shape than the baseline";
+            return Err(GateError::Input(message.to_owned()));
+        }
+        let weights = Weights::compare(self.pair)?;
+        let damaged = weights.damaged();
+        match permit {
+            Permit::Allow => self.report.notes.extend(damaged),
+            Permit::Forbid => {
+                let message = match damaged.len() {
+                    0 => "no tensor is damaged".to_owned(),
+                    n => format!("{n} tensors are not the baseline's, rounded: {}", damaged.join("; ")),
+                };
+                self.report.checks.push(Check::of_fact("damaged", damaged.is_empty(), message));
+            }
+        }
+        Ok(Some(weights))
+    }
+
+    fn have_one_shape(&self) -> bool {
+        let [model, baseline] =
+            [&self.pair.model, &self.pair.baseline].map(|opened| opened.checkpoint.spec());
+        model.n_parameters() == baseline.n_parameters() && model.n_layers == baseline.n_layers
     }
 
     fn text_is_bounded(&self) -> bool {
@@ -407,19 +437,20 @@ impl Run<'_> {
     /// Whether a check failed that better weights would have kept.
     fn quality_was_lost(&self) -> bool {
         let about_quality = |check: &&Check| {
-            ["perplexity", "kld", "same_top", "tasks"].iter().any(|name| check.name.starts_with(name))
+            ["perplexity", "kld", "same_top", "tasks", "damaged"]
+                .iter()
+                .any(|name| check.name.starts_with(name))
         };
         self.report.checks.iter().filter(about_quality).any(Check::failed)
     }
 
-    fn blame(&mut self, evidence: Option<Evidence<'_>>) -> Result<(), GateError> {
-        if self.pair.model.checkpoint.spec().n_parameters()
-            != self.pair.baseline.checkpoint.spec().n_parameters()
-        {
+    fn blame(&mut self, evidence: Option<Evidence<'_>>, weights: Option<Weights>) -> Result<(), GateError> {
+        if !self.have_one_shape() {
             self.report.notes.push("the model has another shape than the baseline: no tensor can be put back to find who is to blame".to_owned());
             return Ok(());
         }
-        let found = blame::find(self.pair, evidence, self.pair.request.file.blame)?;
+        let weights = weights.map_or_else(|| Weights::compare(self.pair), Ok)?;
+        let found = blame::find(self.pair, &weights, evidence, self.pair.request.file.blame)?;
         self.report.blame = found.blame;
         self.report.notes.extend(found.notes);
         Ok(())

@@ -28,7 +28,7 @@ mod task_source;
 pub use blame::{Blame, BlameKind};
 pub use cache::Cache;
 pub use check::{Check, Status, Verdict};
-pub use config::{Bounds, DataSection, Fallbacks, GateFile, Judge};
+pub use config::{Bounds, DataSection, GateFile, Judge, Permit};
 pub use error::GateError;
 pub use gate::{Opened, Report, Request, run_gate};
 pub use lock::{Lock, lock_path};

@@ -68,6 +68,32 @@ pub(crate) struct Evidence<'a> {
     pub text: &'a GateText,
 }
 
+/// Every tensor beside the baseline's.
+pub(crate) struct Weights {
+    errors: Vec<TensorError>,
+}
+
+impl Weights {
+    /// Compares every tensor of two models of one shape.
+    pub fn compare(pair: &Pair<'_>) -> Result<Self, GateError> {
+        let errors = weights::errors(&pair.model.checkpoint, &pair.baseline.checkpoint, pair.request.host)?;
+        Ok(Self { errors })
+    }
+
+    /// The tensors that are damaged, the worst first, and what is wrong with each.
+    pub fn damaged(&self) -> Vec<String> {
+        let word = |error: &&TensorError| Some(format!("{}: {}", error.key, error.suspicion.as_ref()?));
+        self.suspects().iter().filter_map(word).collect()
+    }
+
+    fn suspects(&self) -> Vec<&TensorError> {
+        let mut suspects: Vec<&TensorError> =
+            self.errors.iter().filter(|error| error.suspicion.is_some()).collect();
+        suspects.sort_by(|a, b| b.severity().total_cmp(&a.severity()));
+        suspects
+    }
+}
+
 /// What was found.
 pub(crate) struct Found {
     pub blame: Vec<Blame>,
@@ -77,25 +103,25 @@ pub(crate) struct Found {
 /// Looks for the tensors to blame.
 pub(crate) fn find(
     pair: &Pair<'_>,
+    weights: &Weights,
     evidence: Option<Evidence<'_>>,
     settings: BlameSection,
 ) -> Result<Found, GateError> {
-    let errors = weights::errors(&pair.model.checkpoint, &pair.baseline.checkpoint, pair.request.host)?;
-    let mut suspects: Vec<&TensorError> = errors.iter().filter(|error| error.suspicion.is_some()).collect();
-    suspects.sort_by(|a, b| b.severity().total_cmp(&a.severity()));
+    let errors = &weights.errors;
+    let mut suspects = weights.suspects();
     let mut notes = Vec::new();
     let mut blame: Vec<Blame> = Vec::new();
     match evidence {
         None => {
             notes.push("no text is measured: tensors are named by their weights alone".to_owned());
-            let by_error = suspects.iter().copied().chain(largest(&errors).filter(|e| e.suspicion.is_none()));
+            let by_error = suspects.iter().copied().chain(largest(errors).filter(|e| e.suspicion.is_none()));
             blame.extend(by_error.map(|error| of(error, None)));
         }
         Some(evidence) => {
             let trials = Trials::new(pair, evidence, settings.chunks);
             suspects.truncate(MAX_DAMAGED);
             let keys: Vec<TensorKey> = suspects.iter().map(|error| error.key).collect();
-            let mut damaged = measure(&trials, &keys, &errors)?;
+            let mut damaged = measure(&trials, &keys, errors)?;
             sort_by_saving(&mut damaged);
             let explained = match keys.len() {
                 0 => 0.0,
@@ -104,7 +130,7 @@ pub(crate) fn find(
             };
             blame.extend(damaged);
             if explained < EXPLAINED {
-                let costly = costly(&trials, &errors, &keys, settings)?;
+                let costly = costly(&trials, errors, &keys, settings)?;
                 blame.extend(costly);
             }
             notes.push(format!(

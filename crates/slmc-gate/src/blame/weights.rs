@@ -62,9 +62,7 @@ pub(super) fn errors(
         host.advance_to(done as u64 + 1, "");
     }
     host.end();
-    for group in [true, false] {
-        suspect(&mut errors, group);
-    }
+    suspect(&mut errors);
     Ok(errors)
 }
 
@@ -120,23 +118,43 @@ fn odd_rows(row_errors: &[f64]) -> Vec<usize> {
     if odd.len() * 4 < row_errors.len() { odd } else { Vec::new() }
 }
 
-/// Marks what is out of line: matrices among matrices, vectors among vectors.
-fn suspect(errors: &mut [TensorError], matrices: bool) {
-    let in_group = |error: &TensorError| error.key.role.is_matrix() == matrices;
-    let logs = |errors: &[TensorError]| -> Vec<f64> {
-        errors.iter().filter(|e| in_group(e)).map(|e| e.relative_error.max(NO_ERROR).ln()).collect()
+/// Tensors of one format that are compared among themselves, at the least; fewer are compared with all others.
+const OWN_GROUP: usize = 8;
+
+/// What tensors of a kind have in common.
+struct Common {
+    /// The middle of a quantity, and the median distance from it.
+    middle: f64,
+    spread: f64,
+}
+
+impl Common {
+    fn of(values: Vec<f64>) -> Self {
+        let middle = median(values.clone());
+        Self { middle, spread: median(values.iter().map(|x| (x - middle).abs()).collect()) }
+    }
+}
+
+/// Marks what is out of line. Scales are compared among matrices and among vectors; errors among tensors of one format, too,
+/// for a mixture of formats is a mixture of errors.
+fn suspect(errors: &mut [TensorError]) {
+    let log = |error: &TensorError| error.relative_error.max(NO_ERROR).ln();
+    let kind = |error: &TensorError| error.key.role.is_matrix();
+    let among = |like: &dyn Fn(&TensorError) -> bool, value: &dyn Fn(&TensorError) -> f64| {
+        errors.iter().filter(|other| like(other)).map(value).collect::<Vec<f64>>()
     };
-    let logs = logs(errors);
-    let middle = median(logs.clone());
-    let spread = median(logs.iter().map(|x| (x - middle).abs()).collect());
-    let gains: Vec<f64> = errors.iter().filter(|e| in_group(e)).map(|e| e.gain).collect();
-    let gain = median(gains.clone());
-    let gain_spread = median(gains.iter().map(|g| (g - gain).abs()).collect());
-    for error in errors.iter_mut().filter(|e| in_group(e)) {
-        let above = error.relative_error.max(NO_ERROR).ln() - middle;
+    let common = |error: &TensorError| {
+        let alike = |other: &TensorError| kind(other) == kind(error);
+        let own = among(&|other| alike(other) && other.format == error.format, &log);
+        let logs = if own.len() < OWN_GROUP { among(&alike, &log) } else { own };
+        [Common::of(logs), Common::of(among(&alike, &|other| other.gain))]
+    };
+    let common: Vec<[Common; 2]> = errors.iter().map(common).collect();
+    for (error, [errors, gains]) in errors.iter_mut().zip(common) {
+        let above = log(error) - errors.middle;
         error.error_ratio = above.exp();
         let mut reasons = Vec::new();
-        if (error.gain - gain).abs() > GAIN_STEP.max(8.0 * gain_spread) {
+        if (error.gain - gains.middle).abs() > GAIN_STEP.max(8.0 * gains.spread) {
             reasons.push(format!("its weights are {} times the baseline's", significant(error.gain)));
         }
         if !error.odd_rows.is_empty() {
@@ -145,8 +163,8 @@ fn suspect(errors: &mut [TensorError], matrices: bool) {
             let n = error.odd_rows.len();
             reasons.push(format!("{n} of its rows are not the baseline's (row {}{more})", named.join(", ")));
         }
-        if above > ERROR_RATIO.ln().max(ERROR_SPREADS * spread) {
-            let (own, others) = (significant(error.relative_error), significant(middle.exp()));
+        if above > ERROR_RATIO.ln().max(ERROR_SPREADS * errors.spread) {
+            let (own, others) = (significant(error.relative_error), significant(errors.middle.exp()));
             reasons.push(format!("its relative error is {own} where other tensors have {others}"));
         }
         if !reasons.is_empty() && error.relative_error > NO_ERROR {
