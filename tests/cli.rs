@@ -24,6 +24,8 @@ fn every_verb_has_help_with_an_example() {
         &["eval", "tasks"],
         &["eval", "compare"],
         &["gate"],
+        &["report"],
+        &["sweep"],
         &["generate"],
         &["chat"],
         &["bench"],
@@ -66,7 +68,7 @@ fn wrong_commands_end_with_2_and_a_hint() {
         "structured",
     );
     check_refused(["convert", teacher, "--dtype", "f8", "--out", "x.gguf"], "f32, f16 or bf16");
-    check_refused(["export", teacher, "--target", "vllm", "--out", "x"], "vllm");
+    check_refused(["export", teacher, "--target", "vlm", "--out", "x"], "vllm");
     check_refused(["eval", "ppl", teacher, "--data", "no/such.txt"], "no/such.txt");
     check_refused(
         ["--device", "tpu", "eval", "ppl", teacher, "--data", tiny_text("eval.jsonl").to_str().unwrap()],
@@ -95,6 +97,19 @@ fn a_run_that_needs_too_much_memory_is_refused_before_it_starts() {
     check_refused(["--max-mem", "10MB", "run", recipe.to_str().unwrap()], "--max-mem");
     let found = run_json(["check", recipe.to_str().unwrap(), "--target", "llama.cpp"]);
     assert_eq!(found["estimates"].as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn what_is_measured_on_is_not_calibrated_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = common::root().join("recipes/quickstart.toml");
+    let (out, eval) = (folder.path().join("run"), tiny_text("eval.jsonl"));
+    let calibration = format!("carve.calibration={}", eval.to_str().unwrap());
+    check_refused(
+        ["run", recipe.to_str().unwrap(), "--out", out.to_str().unwrap(), "--set", &calibration],
+        "% of what [eval] measures on is in calibration",
+    );
+    assert!(!out.exists());
 }
 
 #[test]

@@ -18,8 +18,9 @@ fn distill(out: &Path) -> Vec<String> {
     arguments.extend(["--teacher".to_owned(), text(&tiny_teacher())]);
     arguments.extend(["--data".to_owned(), text(&tiny_text("train.jsonl"))]);
     arguments.extend(["--eval-data".to_owned(), text(&tiny_text("eval.jsonl"))]);
-    // A short fit: most kills are to come while it trains.
-    let settings = ["fit_tokens=512", "batch_size=2", "seq_len=64", "checkpoint_every=4"];
+    // Little is written and the fit is short: most kills are to come while it trains.
+    let settings =
+        ["sampled_tokens=512", "fit_tokens=512", "batch_size=2", "seq_len=64", "checkpoint_every=4"];
     for setting in settings.iter().chain(&["eval_every=8", "eval_batches=2"]) {
         arguments.extend(["--set".to_owned(), (*setting).to_owned()]);
     }

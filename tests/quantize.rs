@@ -191,3 +191,27 @@ fn a_scheme_is_one_model_in_every_file() {
     check_refused(arguments(["--format", "w4g100"], "rtn", &path("x")), "w4g128");
     check_refused(arguments(["--format", "q4_0"], "rtn", &path("x")), ".gguf");
 }
+
+#[test]
+fn a_plan_says_what_a_runtime_cannot_load() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = folder.path().join("recipe.toml");
+    let check = |group: usize, layout: &str, target: &str| {
+        let text = format!(
+            "model = {:?}\n[[stage]]\nuse = \"quantize\"\nformat = \"w4g{group}\"\nlayout = {layout:?}\n",
+            tiny_teacher()
+        );
+        std::fs::write(&recipe, text).unwrap();
+        let output = run(["check", recipe.to_str().unwrap(), "--target", target]);
+        (output.status.code(), stderr(&output))
+    };
+    assert_eq!(check(64, "gptq", "transformers"), (Some(0), String::new()));
+    for (group, layout, target, expected) in [
+        (64, "gptq", "llama.cpp", "leave out `layout`"),
+        (192, "gptq", "vllm", "groups of 32, 64, 128 and 256"),
+        (192, "awq", "transformers", "is not a multiple of"),
+    ] {
+        let (code, said) = check(group, layout, target);
+        assert!(code == Some(2) && said.contains(expected), "{group} {layout} {target}: {said}");
+    }
+}

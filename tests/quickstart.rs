@@ -14,7 +14,9 @@ fn the_quick_start_runs_measures_and_is_kept() {
         "--out",
         folder.path().to_str().unwrap(),
         "--set",
-        "distill.steps=40",
+        "distill.steps=16",
+        "--set",
+        "carve.n_sequences=16",
     ];
     let first = run_json(arguments);
     let stages = first["stages"].as_array().unwrap();
@@ -47,7 +49,18 @@ fn the_same_seed_gives_the_same_bytes_whatever_the_threads() {
     let recipe = root().join("recipes/quickstart.toml");
     let artefact = |threads: &str| {
         let out = folder.path().join(threads);
-        let settings = ["--set", "distill.steps=6", "--threads", threads, "--out", out.to_str().unwrap()];
+        let settings = [
+            "--set",
+            "distill.steps=3",
+            "--set",
+            "eval.chunks=2",
+            "--set",
+            "carve.n_sequences=8",
+            "--threads",
+            threads,
+            "--out",
+            out.to_str().unwrap(),
+        ];
         run_json(["run", recipe.to_str().unwrap()].into_iter().chain(settings));
         std::fs::read(out.join("03-quantize/model.gguf")).unwrap()
     };

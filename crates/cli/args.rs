@@ -4,6 +4,8 @@ mod gate;
 mod lora;
 mod onnx;
 mod quantize;
+mod report;
+mod sweep;
 mod tasks;
 
 use std::path::PathBuf;
@@ -14,6 +16,8 @@ pub use gate::{GateArgs, MemoryArgs};
 pub use lora::{LoraAverageArgs, LoraExportArgs, LoraMergeArgs, LoraTrainArgs, LoraVerb};
 pub use onnx::OnnxArgs;
 pub use quantize::QuantizeArgs;
+pub use report::ReportArgs;
+pub use sweep::SweepArgs;
 pub use tasks::{CompareArgs, TasksArgs};
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 a gate failed; 2 the command or its input is wrong; 3 a run failed \
@@ -111,6 +115,14 @@ pub enum Verb {
         after_help = "Example: slmc gate --config gate.toml --model small.gguf --baseline model/ --junit gate.xml\n\nExit codes: 0 all bounds kept; 1 a bound broken; 2 the gate file, a model or the data is wrong; 3 the measuring failed."
     )]
     Gate(GateArgs),
+    /// Run a recipe at many settings; stages in common run once
+    #[command(after_help = "Example: slmc sweep recipes/quickstart-sweep.toml --out sweeps/quickstart")]
+    Sweep(SweepArgs),
+    /// Write runs as one HTML page that needs nothing else
+    #[command(
+        after_help = "Example: slmc report runs/quickstart --prompt 'Once upon a time' --out report.html"
+    )]
+    Report(ReportArgs),
     /// Run a model for a moment and print how much memory that took
     #[command(hide = true)]
     MeasureMemory(MemoryArgs),
@@ -153,7 +165,7 @@ pub struct RunArgs {
 pub struct CheckArgs {
     /// The recipe (TOML)
     pub recipe: PathBuf,
-    /// A runtime that has to load the result: llama.cpp, ollama, transformers, onnxruntime
+    /// A runtime that has to load the result: llama.cpp, ollama, transformers, vllm, onnxruntime
     #[arg(long, value_name = "RUNTIME")]
     pub target: Option<String>,
     /// Change a setting: stage.key=value
@@ -188,7 +200,7 @@ pub struct ConvertArgs {
 pub struct ExportArgs {
     /// The model
     pub model: String,
-    /// llama.cpp, ollama, transformers or onnxruntime
+    /// llama.cpp, ollama, transformers, vllm or onnxruntime
     #[arg(long, value_name = "RUNTIME")]
     pub target: String,
     /// A folder or a .gguf file, as the target reads it

@@ -27,6 +27,18 @@ impl Failure {
     }
 }
 
+impl Failure {
+    /// The same, with the part of the work in which it happened.
+    pub fn within(self, place: &str) -> Self {
+        match self {
+            Self::Gate(message) => Self::Gate(format!("{place}: {message}")),
+            Self::Input(error) => Self::Input(error.context(place.to_owned())),
+            Self::Run(error) => Self::Run(error.context(place.to_owned())),
+            Self::Interrupted(message) => Self::Interrupted(format!("{place}: {message}")),
+        }
+    }
+}
+
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -19,6 +19,7 @@ cargo xtask COMMAND
   test                       every test that needs nothing from outside
   test --real                the tests on real models (fetched) and texts (SLMC_DATA or ../shared/data)
   test --fast                the crates without Burn alone, overflow checks on
+  test --unchecked           the crates whose release build lets numbers wrap around, overflow checks on
   quickstart [--print]       run (or show) the commands of README.md's quick start
 ";
 
@@ -41,6 +42,7 @@ fn run() -> Result<()> {
         ["test"] => test::plain(),
         ["test", "--real"] => test::real(),
         ["test", "--fast"] => test::fast(),
+        ["test", "--unchecked"] => test::unchecked(),
         ["quickstart"] => quickstart::run(),
         ["quickstart", "--print"] => quickstart::print(),
         [] | ["help" | "--help" | "-h"] => {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use crate::{fetch, repo};
 
 /// Crates that build without Burn and test in seconds.
-const LIGHT_CRATES: [&str; 12] = [
+const LIGHT_CRATES: [&str; 13] = [
     "slmc-ir",
     "slmc-blocks",
     "slmc-formats",
@@ -19,6 +19,7 @@ const LIGHT_CRATES: [&str; 12] = [
     "slmc-eval",
     "slmc-engine",
     "slmc-gate",
+    "slmc-report",
     "xtask",
 ];
 
@@ -27,6 +28,16 @@ pub fn fast() -> Result<()> {
     let mut cargo = repo::cargo();
     cargo.args(["test", "--locked"]);
     repo::run(cargo.args(LIGHT_CRATES.iter().flat_map(|name| ["-p", name])))
+}
+
+/// Crates whose release build does not check arithmetic (Cargo.toml, profile.release).
+const UNCHECKED_CRATES: [&str; 3] = ["slmc-blocks", "slmc-kernels", "xtask"];
+
+/// Tests with overflow checks, of the crates whose tests have run without.
+pub fn unchecked() -> Result<()> {
+    let mut cargo = repo::cargo();
+    cargo.args(["test", "--locked"]);
+    repo::run(cargo.args(UNCHECKED_CRATES.iter().flat_map(|name| ["-p", name])))
 }
 
 /// Every test that needs nothing from outside the repository; says which others there are.

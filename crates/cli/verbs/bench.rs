@@ -22,7 +22,8 @@ pub fn bench(args: &BenchArgs, session: &Session<'_>) -> Result<(), Failure> {
     let (mut reading, mut writing, mut energy) = (Vec::new(), Vec::new(), Vec::new());
     session.terminal.begin("bench", args.runs as u64 + 1, "runs");
     for run in 0..=args.runs {
-        let (pp, tg, joules) = measure(&mut context, args, run, session).map_err(engine::failure)?;
+        let (pp, tg, joules) =
+            measure(&mut context, [args.pp, args.tg], run, session).map_err(engine::failure)?;
         // The first run warms caches and buffers up.
         if run > 0 {
             reading.push(pp);
@@ -123,31 +124,50 @@ fn joules_used() -> Option<f64> {
     total
 }
 
+/// Tokens a second, of a prompt of `pp` tokens and of writing `tg`: medians of a few runs after one that warms up.
+pub(super) fn speed(
+    engine: &Engine,
+    lengths: [usize; 2],
+    session: &Session<'_>,
+) -> Result<[f64; 2], EngineError> {
+    const RUNS: usize = 3;
+    let mut context = engine.session(lengths[0].max(lengths[1]))?;
+    let (mut reading, mut writing) = (Vec::new(), Vec::new());
+    for run in 0..=RUNS {
+        let (pp, tg, _) = measure(&mut context, lengths, run, session)?;
+        if run > 0 {
+            reading.push(pp);
+            writing.push(tg);
+        }
+    }
+    Ok([median(&mut reading), median(&mut writing)])
+}
+
 /// Tokens a second of one run's prompt and of its text, and joules a token of the text.
 fn measure(
     context: &mut slmc_engine::Session<'_>,
-    args: &BenchArgs,
+    [pp, tg]: [usize; 2],
     run: usize,
     session: &Session<'_>,
 ) -> Result<(f64, f64, Option<f64>), EngineError> {
-    let n_tokens = args.pp.max(args.tg);
+    let n_tokens = pp.max(tg);
     let seed = session.global.seed.unwrap_or(0).wrapping_add(run as u64);
     let tokens = random_tokens(context.engine(), n_tokens, seed);
     context.truncate(0);
     let clock = || session.terminal.elapsed().as_secs_f64();
     let began = clock();
-    context.append(&tokens[..args.pp])?;
+    context.append(&tokens[..pp])?;
     let read = clock();
     context.truncate(0);
     let before = joules_used();
-    for token in &tokens[..args.tg] {
+    for token in &tokens[..tg] {
         context.append(std::slice::from_ref(token))?;
     }
     let wrote = clock();
     // The counters wrap around once in minutes: a run that sees it says nothing.
-    let joules = before.zip(joules_used()).map(|(before, after)| (after - before) / args.tg as f64);
+    let joules = before.zip(joules_used()).map(|(before, after)| (after - before) / tg as f64);
     let joules = joules.filter(|joules| *joules > 0.0);
-    Ok((args.pp as f64 / (read - began), args.tg as f64 / (wrote - read), joules))
+    Ok((pp as f64 / (read - began), tg as f64 / (wrote - read), joules))
 }
 
 /// Tokens spread evenly over the vocabulary by splitmix64: each run has its own.

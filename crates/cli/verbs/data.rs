@@ -39,6 +39,7 @@ fn sample(args: &SampleArgs, session: &Session<'_>) -> Result<(), Failure> {
         document_len: args.document_len,
         temperature: args.temperature,
         seed: session.global.seed.unwrap_or(0),
+        at_most: None,
     };
     let documents = sample_documents(&checkpoint, settings, session.terminal);
     let documents = documents.map_err(stage_failure)?;

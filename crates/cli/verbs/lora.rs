@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value as Json, json};
 use slmc_interop::{AdapterAbout, open_adapter, write_adapter_folder, write_adapter_gguf};
 use slmc_ir::{Adapter, Format};
-use slmc_recipe::Recipe;
+use slmc_recipe::{Recipe, RunFolder};
 use slmc_stages::{MergeReport, held_out_batches, merge_adapter, preview};
 use toml::{Table, Value};
 
@@ -78,7 +78,8 @@ fn train(args: &LoraTrainArgs, session: &Session<'_>) -> Result<(), Failure> {
     let started = std::time::Instant::now();
     let hashing = Hashing::start(recipe.model.clone());
     let plan = recipe::plan(recipe, session)?;
-    recipe::carry_out(&plan, &hashing, &folder, session, "the same command with --resume")?;
+    let run_folder = RunFolder::open(&folder).or_run()?;
+    recipe::carry_out(&plan, &hashing, &run_folder, session, "the same command with --resume")?;
     let stage = folder.join("01-lora");
     let result: Json =
         serde_json::from_slice(&std::fs::read(stage.join("result.json")).or_run()?).or_run()?;

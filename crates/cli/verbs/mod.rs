@@ -13,7 +13,9 @@ mod meta;
 mod model;
 mod onnx;
 mod recipe;
+mod report;
 mod single;
+mod sweep;
 mod tasks;
 
 use std::sync::Arc;
@@ -58,6 +60,8 @@ pub fn dispatch(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
         Verb::Quantize(args) => single::quantize(args, &session),
         Verb::Eval(verb) => eval::eval(verb, &session),
         Verb::Gate(args) => gate::gate(args, &session),
+        Verb::Sweep(args) => sweep::sweep(args, &session),
+        Verb::Report(args) => report::report(args, &session),
         Verb::MeasureMemory(args) => gate::measure_memory(args, &session),
         Verb::Generate(args) => generate::generate(args, &session),
         Verb::Chat(args) => generate::chat(args, &session),

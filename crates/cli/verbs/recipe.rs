@@ -6,10 +6,11 @@ use std::{
 };
 
 use serde_json::json;
-use slmc_recipe::{Environment, Plan, Recipe, RunError, RunSummary, StageError};
-use slmc_stages::{Target, build, estimate, evaluate, open_model, outline_of};
+use slmc_ir::Host as _;
+use slmc_recipe::{Environment, Plan, Recipe, RunError, RunFolder, RunSummary, StageError};
+use slmc_stages::{Target, build, check_apart, estimate, evaluate, open_model, outline_of};
 
-use super::{Session, hashing::Hashing};
+use super::{Session, eval::stage_failure, hashing::Hashing};
 use crate::{
     args::{CheckArgs, RunArgs},
     failure::{Failure, OrFail, input_error},
@@ -31,7 +32,8 @@ pub fn run(args: &RunArgs, session: &Session<'_>) -> Result<(), Failure> {
     );
     let hashing = Hashing::start(recipe.model.clone());
     let plan = plan(recipe, session)?;
-    let summary = carry_out(&plan, &hashing, &folder, session, &again)?;
+    keep_apart(&plan, session)?;
+    let summary = carry_out(&plan, &hashing, &RunFolder::open(&folder).or_run()?, session, &again)?;
     let document = serde_json::to_value(&summary).or_run()?;
     output::print(session.global.json, &document, &summary_text(&summary, &folder))
 }
@@ -44,11 +46,12 @@ pub fn check(args: &CheckArgs, session: &Session<'_>) -> Result<(), Failure> {
         None => Vec::new(),
         Some(name) => {
             let target: Target = name.parse().map_err(|e: String| input_error(e))?;
-            plan.stages.last().map_or(Vec::new(), |stage| target.objections(&stage.outline))
+            plan.stages.last().map_or(Vec::new(), |stage| target.objections_to(stage))
         }
     };
-    if let (Some(target), Some(objection)) = (&args.target, objections.first()) {
-        return Err(input_error(format!("{target} cannot load what this recipe makes: {objection}")));
+    if let Some(target) = args.target.as_ref().filter(|_| !objections.is_empty()) {
+        let objections = objections.join("\n  ");
+        return Err(input_error(format!("{target} cannot load what this recipe makes:\n  {objections}")));
     }
     let estimates = estimate(&plan);
     let mut rows = vec![["stage", "parameters", "memory", "disk", "time"].map(str::to_owned).to_vec()];
@@ -67,7 +70,15 @@ pub fn check(args: &CheckArgs, session: &Session<'_>) -> Result<(), Failure> {
     output::print(session.global.json, &document, &text)
 }
 
-fn read(path: &Path, overrides: &[String], session: &Session<'_>) -> Result<Recipe, Failure> {
+/// That the recipe does not measure on what it calibrates on.
+pub fn keep_apart(plan: &Plan, session: &Session<'_>) -> Result<(), Failure> {
+    let warnings = check_apart(plan, &session.surroundings).map_err(stage_failure)?;
+    warnings.iter().for_each(|warning| session.terminal.warn(warning));
+    Ok(())
+}
+
+/// Reads a recipe; the session's seed goes before its own.
+pub fn read(path: &Path, overrides: &[String], session: &Session<'_>) -> Result<Recipe, Failure> {
     let mut recipe = Recipe::read(path, overrides).or_input()?;
     if let Some(seed) = session.global.seed {
         recipe.seed = seed;
@@ -101,12 +112,17 @@ pub fn plan(recipe: Recipe, session: &Session<'_>) -> Result<Plan, Failure> {
 pub fn carry_out(
     plan: &Plan,
     hashing: &Hashing,
-    folder: &Path,
+    folder: &RunFolder,
     session: &Session<'_>,
     again: &str,
 ) -> Result<RunSummary, Failure> {
     let Session { terminal, surroundings, .. } = session;
-    terminal.say(&format!("{}: {} stages, in {}", plan.recipe.name, plan.stages.len(), folder.display()));
+    terminal.say(&format!(
+        "{}: {} stages, in {}",
+        plan.recipe.name,
+        plan.stages.len(),
+        folder.root().display()
+    ));
     let open = |path: &Path| open_model(&path.to_string_lossy());
     let measure = |checkpoint: &slmc_ir::Checkpoint| match &plan.recipe.eval {
         Some(config) => evaluate(checkpoint, config, surroundings, *terminal),

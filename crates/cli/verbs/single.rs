@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use slmc_recipe::{Recipe, RunSummary};
+use slmc_recipe::{Recipe, RunFolder, RunSummary};
 use toml::{Table, Value};
 
 use super::{Session, hashing::Hashing, model, recipe};
@@ -33,8 +33,22 @@ pub fn train(args: &TrainArgs, session: &Session<'_>) -> Result<(), Failure> {
     work.run(recipe, stages, None, session)
 }
 
-/// Tokens on which a carved student is fitted to its teacher before it trains.
-const FIT_TOKENS: i64 = 1 << 14;
+/// Fills in what is not given of a distillation that begins with a carved student: long rows (what is cut out of a model
+/// unlearns to look far back first), text that the teacher writes, and a fit before the training. With a budget in minutes
+/// writing and fitting take a fixed part of it at most; of a shorter budget half is learnt from such text.
+fn begin_carved(distill: &mut Table) {
+    let mut given = |key: &str, or: i64| {
+        let value = distill.entry(key).or_insert(Value::Integer(or));
+        value.as_integer().unwrap_or(or)
+    };
+    let row = given("seq_len", 512);
+    let step = given("batch_size", 2).saturating_mul(row).saturating_mul(given("accumulate", 1));
+    given("fit_tokens", 49152);
+    let whole = |key: &str| distill.get(key).and_then(Value::as_integer);
+    let budget = whole("tokens").or_else(|| whole("steps").map(|steps| steps.saturating_mul(step)));
+    let sampled = budget.map_or(1 << 16, |budget| (budget / 2).clamp(row, 1 << 16));
+    distill.entry("sampled_tokens").or_insert(Value::Integer(sampled));
+}
 
 /// Trains a student on a teacher's soft targets.
 pub fn distill(args: &DistillArgs, session: &Session<'_>) -> Result<(), Failure> {
@@ -53,7 +67,7 @@ pub fn distill(args: &DistillArgs, session: &Session<'_>) -> Result<(), Failure>
         let mut carve = stage("carve", [("calibration", text(&args.training.data))]);
         carve.extend(shape);
         stages.push(carve);
-        distill.entry("fit_tokens").or_insert(Value::Integer(FIT_TOKENS));
+        begin_carved(&mut distill);
     } else if is_config(&args.student) {
         let fields = [("config", text(&args.student)), ("tokenizer", text(&args.teacher))];
         stages.push(stage("fresh", fields));
@@ -189,8 +203,8 @@ impl Work {
         let started = std::time::Instant::now();
         let hashing = Hashing::start(recipe.model.clone());
         let plan = recipe::plan(recipe, session)?;
-        let summary =
-            recipe::carry_out(&plan, &hashing, &self.folder, session, "the same command with --resume")?;
+        let folder = RunFolder::open(&self.folder).or_run()?;
+        let summary = recipe::carry_out(&plan, &hashing, &folder, session, "the same command with --resume")?;
         self.deliver(&summary, report_of, started.elapsed().as_secs_f64(), session)
     }
 

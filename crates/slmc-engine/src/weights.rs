@@ -1,5 +1,5 @@
 //! A checkpoint's tensors, laid out for the kernels: read one at a time, so that the file's bytes and the layout of
-//! only one of them are in memory together.
+//! only one of them are in memory together. The pages of a mapped file go back to the system as each is laid out.
 
 use bytes::{Bytes, BytesMut};
 use slmc_ir::{Checkpoint, ModelSpec, Part, Role, SourceError, TensorKey, Weight, WeightSource};
@@ -137,7 +137,10 @@ impl Reader<'_> {
     }
 
     fn matrix(&self, key: TensorKey) -> Result<PackedMatrix, EngineError> {
-        self.laid_out(key, &self.weight(key)?)
+        let weight = self.weight(key)?;
+        let matrix = self.laid_out(key, &weight);
+        slmc_formats::release(weight.bytes());
+        matrix
     }
 
     fn laid_out(&self, key: TensorKey, weight: &Weight) -> Result<PackedMatrix, EngineError> {
@@ -185,8 +188,10 @@ impl Reader<'_> {
             }
             at += run.len();
             n_rows += matrix_rows;
+            let stored: Vec<Bytes> = run.iter().map(|weight| weight.bytes().clone()).collect();
             let weight = joined(run).map_err(|source| SourceError::Weight { key, source })?;
             matrices.push(self.laid_out(key, &weight)?);
+            stored.iter().for_each(|bytes| slmc_formats::release(bytes));
         }
         let mut biases = [const { None }; N];
         for (bias, &role) in biases.iter_mut().zip(&roles) {

@@ -6,6 +6,13 @@
 //! 01-carve/result.json written last: the stage is finished when it is there
 //! summary.json         the table at the end of the run
 //! ```
+//!
+//! The points of a sweep share their stages: those lie under names that their keys are part of, beside the points.
+//!
+//! ```text
+//! points/001-q4_0/plan.json, summary.json
+//! stages/01-carve-3f9a0c41b2d7/
+//! ```
 
 use std::{
     fs, io,
@@ -20,7 +27,14 @@ use crate::Evaluation;
 /// A run's folder.
 pub struct RunFolder {
     root: PathBuf,
+    /// Where the stages' folders are.
+    stages: PathBuf,
+    /// Whether stages have their keys in their folders' names.
+    shared: bool,
 }
+
+/// Characters of a key that a shared stage's name has.
+const KEY_LEN: usize = 12;
 
 /// What a finished stage left, as `result.json` keeps it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,7 +61,15 @@ impl RunFolder {
     /// Opens a run folder, making it when it is not there.
     pub fn open(root: &Path) -> io::Result<Self> {
         fs::create_dir_all(root)?;
-        Ok(Self { root: root.to_owned() })
+        Ok(Self { root: root.to_owned(), stages: root.to_owned(), shared: false })
+    }
+
+    /// Opens the folder of one point of the sweep in `sweep`: stages that points have in common are one folder.
+    pub fn open_point(sweep: &Path, name: &str) -> io::Result<Self> {
+        let (root, stages) = (sweep.join("points").join(name), sweep.join("stages"));
+        fs::create_dir_all(&root)?;
+        fs::create_dir_all(&stages)?;
+        Ok(Self { root, stages, shared: true })
     }
 
     /// The folder itself.
@@ -55,16 +77,21 @@ impl RunFolder {
         &self.root
     }
 
-    /// A stage's folder, made when it is not there.
-    pub fn stage(&self, index: usize, name: &str) -> io::Result<PathBuf> {
-        let folder = self.root.join(format!("{:02}-{name}", index + 1));
-        fs::create_dir_all(&folder)?;
-        Ok(folder)
+    /// A stage's folder, made when it is not there. `key` decides the stage's result.
+    pub fn stage(&self, index: usize, name: &str, key: &str) -> io::Result<PathBuf> {
+        self.numbered(index + 1, name, key)
     }
 
     /// Where the measures of the run's input are kept.
-    pub(crate) fn stage_zero(&self) -> io::Result<PathBuf> {
-        let folder = self.root.join("00-input");
+    pub(crate) fn stage_zero(&self, key: &str) -> io::Result<PathBuf> {
+        self.numbered(0, "input", key)
+    }
+
+    fn numbered(&self, number: usize, name: &str, key: &str) -> io::Result<PathBuf> {
+        let key = key.get(..KEY_LEN).unwrap_or(key);
+        let name =
+            if self.shared { format!("{number:02}-{name}-{key}") } else { format!("{number:02}-{name}") };
+        let folder = self.stages.join(name);
         fs::create_dir_all(&folder)?;
         Ok(folder)
     }

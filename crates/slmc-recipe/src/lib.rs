@@ -13,6 +13,7 @@ mod recipe;
 mod runner;
 mod stage;
 mod suggest;
+mod sweep;
 
 pub use config::{
     Budget, CarveConfig, DistillConfig, EvalConfig, ExportConfig, FreshConfig, LoraConfig, QuantizeConfig,
@@ -24,3 +25,4 @@ pub use recipe::{Recipe, RecipeError, StageEntry};
 pub use runner::{Environment, Evaluation, RunError, RunSummary, StageOutcome, run};
 pub use stage::{Finished, Rejection, Stage, StageContext, StageError};
 pub use suggest::explain;
+pub use sweep::{Point, Sweep};

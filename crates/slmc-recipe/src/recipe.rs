@@ -67,17 +67,21 @@ pub enum RecipeError {
     },
 }
 
+/// A file's text, when it is no longer than a recipe can be.
+pub(crate) fn read_text(path: &Path) -> Result<String, RecipeError> {
+    let read = |error| RecipeError::Read { path: path.to_owned(), error };
+    let n_bytes = std::fs::metadata(path).map_err(read)?.len();
+    if n_bytes > MAX_RECIPE_BYTES {
+        return Err(invalid("the file", format!("{n_bytes} bytes is too long for a recipe")));
+    }
+    std::fs::read_to_string(path).map_err(read)
+}
+
 impl Recipe {
     /// Reads a recipe file; `overrides` are `stage.key=value`, applied before anything is checked. Relative paths in
     /// the recipe are relative to its folder.
     pub fn read(path: &Path, overrides: &[String]) -> Result<Self, RecipeError> {
-        let read = |error| RecipeError::Read { path: path.to_owned(), error };
-        let n_bytes = std::fs::metadata(path).map_err(read)?.len();
-        if n_bytes > MAX_RECIPE_BYTES {
-            return Err(invalid("the file", format!("{n_bytes} bytes is too long for a recipe")));
-        }
-        let text = std::fs::read_to_string(path).map_err(read)?;
-        let mut recipe = Self::parse(&text, overrides)?;
+        let mut recipe = Self::parse(&read_text(path)?, overrides)?;
         recipe.resolve_paths(path.parent().unwrap_or(Path::new("")));
         Ok(recipe)
     }

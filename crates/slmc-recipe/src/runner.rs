@@ -100,14 +100,12 @@ pub enum RunError {
 }
 
 /// Runs a plan in `folder`. Stages that an earlier run finished with the same settings and inputs are kept.
-pub fn run(plan: &Plan, folder: &Path, environment: &Environment<'_>) -> Result<RunSummary, RunError> {
-    let in_folder = |error| RunError::Folder { folder: folder.to_owned(), error };
-    let run_folder = RunFolder::open(folder).map_err(in_folder)?;
-    run_folder.write("plan.json", &plan.recipe).map_err(in_folder)?;
-    let mut runner =
-        Runner { plan, folder: &run_folder, environment, outcomes: Vec::new(), hashes: BTreeMap::new() };
+pub fn run(plan: &Plan, folder: &RunFolder, environment: &Environment<'_>) -> Result<RunSummary, RunError> {
+    let in_folder = |error| RunError::Folder { folder: folder.root().to_owned(), error };
+    folder.write("plan.json", &plan.recipe).map_err(in_folder)?;
+    let mut runner = Runner { plan, folder, environment, outcomes: Vec::new(), hashes: BTreeMap::new() };
     let summary = runner.run()?;
-    run_folder.write("summary.json", &summary).map_err(in_folder)?;
+    folder.write("summary.json", &summary).map_err(in_folder)?;
     Ok(summary)
 }
 
@@ -175,7 +173,7 @@ impl Runner<'_> {
 
     fn measure_input(&mut self, model: &Checkpoint, path: &str, key: &str) -> Result<(), RunError> {
         let started = self.environment.host.elapsed();
-        let folder = self.folder.stage_zero().map_err(|error| self.folder_error(error))?;
+        let folder = self.folder.stage_zero(key).map_err(|error| self.folder_error(error))?;
         let known = self.folder.finished(&folder).filter(|result| result.key == key);
         let kept = known.is_some();
         let evaluation = match known {
@@ -211,7 +209,7 @@ impl Runner<'_> {
         model: Option<&Checkpoint>,
     ) -> Result<Checkpoint, RunError> {
         let name = &planned.entry.name;
-        let folder = self.folder.stage(index, name).map_err(|error| self.folder_error(error))?;
+        let folder = self.folder.stage(index, name, key).map_err(|error| self.folder_error(error))?;
         let known = self.folder.finished(&folder).filter(|result| result.key == key);
         let kept = known.is_some();
         let result = match known {

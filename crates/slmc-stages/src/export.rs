@@ -4,12 +4,15 @@ use std::{path::Path, sync::Arc};
 
 use serde_json::json;
 use slmc_interop::{
-    Encoded, OnnxOptions, OnnxPlan, OnnxPrecision, WriteOptions, Written, write_gguf, write_hf_folder,
+    Encoded, OnnxOptions, OnnxPlan, OnnxPrecision, Runtime, WriteOptions, Written, runtime_limits,
+    write_gguf, write_hf_folder,
 };
 use slmc_ir::{Checkpoint, Format, Host, Outline};
-use slmc_recipe::{ExportConfig, Finished, Rejection, Stage, StageContext, StageError};
+use slmc_recipe::{
+    ExportConfig, Finished, PlannedStage, Rejection, Stage, StageConfig, StageContext, StageError,
+};
 
-use crate::{onnx::export_onnx, open::outline_of};
+use crate::{onnx::export_onnx, open::outline_of, quantize::folder_scheme};
 
 /// A runtime that loads what slmc writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +23,8 @@ pub enum Target {
     Ollama,
     /// transformers: a Hugging Face folder.
     Transformers,
+    /// vLLM: a Hugging Face folder, its packed matrices for the Marlin kernels.
+    Vllm,
     /// onnxruntime and onnxruntime-genai: a folder with an ONNX decoder.
     OnnxRuntime,
 }
@@ -32,13 +37,23 @@ impl std::str::FromStr for Target {
             "ollama" => Ok(Self::Ollama),
             "transformers" => Ok(Self::Transformers),
             "onnxruntime" => Ok(Self::OnnxRuntime),
-            "vllm" => Err(format!(
-                "target `{name}` is not there yet: use llama.cpp, ollama, transformers or onnxruntime"
-            )),
+            "vllm" => Ok(Self::Vllm),
             _ => Err(format!(
-                "unknown target `{name}`: the targets are llama.cpp, ollama, transformers, onnxruntime"
+                "unknown target `{name}`: the targets are llama.cpp, ollama, transformers, vllm, onnxruntime"
             )),
         }
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::LlamaCpp => "llama.cpp",
+            Self::Ollama => "ollama",
+            Self::Transformers => "transformers",
+            Self::Vllm => "vLLM",
+            Self::OnnxRuntime => "onnxruntime",
+        })
     }
 }
 
@@ -50,9 +65,9 @@ impl Target {
             objections.push("the model has no tokenizer".to_owned());
         }
         let packed = outline.formats.iter().filter(|(_, format)| !format.is_float()).count();
-        if self == Self::Transformers && packed > 0 {
+        if matches!(self, Self::Transformers | Self::Vllm) && packed > 0 {
             objections.push(format!(
-                "{packed} packed tensors: transformers reads them only after they are decoded (--dtype f16)"
+                "{packed} packed tensors: {self} reads blocks of ggml only after they are decoded (--dtype f16)"
             ));
         }
         if self == Self::OnnxRuntime
@@ -61,6 +76,27 @@ impl Target {
             objections.extend(more);
         }
         objections
+    }
+
+    /// What the runtime cannot load of what a stage will leave.
+    pub fn objections_to(self, planned: &PlannedStage) -> Vec<String> {
+        let scheme = match &planned.entry.config {
+            StageConfig::Quantize(config) => folder_scheme(config),
+            _ => None,
+        };
+        let Some(scheme) = scheme else { return self.objections(&planned.outline) };
+        let runtime = match self {
+            Self::Transformers => Runtime::Transformers,
+            Self::Vllm => Runtime::Vllm,
+            _ => {
+                return vec![format!(
+                    "it is a folder in the layout {}; leave out `layout` for a GGUF",
+                    scheme.layout
+                )];
+            }
+        };
+        let packed = |key| planned.outline.formats.iter().any(|&(k, format)| k == key && !format.is_float());
+        runtime_limits(runtime, &planned.outline.spec, &scheme, packed)
     }
 
     /// Whether the runtime reads a GGUF (or else a Hugging Face folder).

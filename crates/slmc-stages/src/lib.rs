@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod apart;
 mod build;
 mod calibration;
 mod carve;
@@ -17,6 +18,7 @@ mod quantize;
 mod sample;
 mod training;
 
+pub use apart::check_apart;
 pub use build::build;
 pub use calibration::{Survey, same_vocabulary, survey, tokenizer_of};
 pub use estimate::{Estimate, estimate};

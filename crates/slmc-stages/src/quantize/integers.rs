@@ -4,17 +4,24 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use serde_json::json;
-use slmc_interop::{PackedMatrices, WriteOptions, Written, write_packed_folder};
+use slmc_interop::{PackedMatrices, PackedScheme, WriteOptions, Written, write_packed_folder};
 use slmc_ir::{Checkpoint, Format, Lineage, Outline, TensorKey, WeightSource};
-use slmc_recipe::{Finished, StageContext, StageError};
+use slmc_recipe::{Finished, QuantizeConfig, StageContext, StageError};
 
 use super::{
-    ARTEFACT, FOLDER, Quantize,
+    ARTEFACT, FOLDER, Quantize, layout_of,
     scheme::Scheme,
     solved::{failed, weight_in},
     store::{Chosen, Store},
     warn_all, write,
 };
+
+/// How the matrices of a Hugging Face folder will be packed; `None` when a GGUF is made, or the settings are wrong.
+pub(crate) fn folder_scheme(config: &QuantizeConfig) -> Option<PackedScheme> {
+    let scheme = Scheme::parse(config.format.as_deref()?).ok()??;
+    let layout = layout_of(config.layout.as_deref()?).ok()?;
+    Some(scheme.packed_in(layout))
+}
 
 impl Quantize {
     /// The blocks that carry each of a scheme's matrices, and which matrices it cannot hold.

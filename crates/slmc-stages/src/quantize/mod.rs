@@ -20,6 +20,7 @@ use slmc_ir::{Checkpoint, Format, Lineage, Outline, Role, TensorKey, TokenId, We
 use slmc_model::Products;
 use slmc_recipe::{Finished, QuantizeConfig, Rejection, Stage, StageContext, StageError};
 
+pub(crate) use self::integers::folder_scheme;
 use self::{
     calibrate::Passes,
     choice::mixed,
@@ -337,6 +338,7 @@ impl Quantize {
             document_len: seq_len,
             temperature: 1.0,
             seed: context.seed,
+            at_most: None,
         };
         let documents = sample_documents(input, settings, context.host)?;
         let tokenizer = tokenizer_of(input)?;

@@ -6,6 +6,7 @@
 use half::f16;
 use ndarray::ArrayView2;
 use slmc_compress::quant::{Codes, Grid};
+use slmc_interop::{PackedLayout, PackedScheme};
 use slmc_ir::{Format, Quantized, QuantizedParts, Weight};
 
 /// Bits and groups, such as `w4g128`: 4 bits, a scale for 128 columns; `w4g128-asym` with a zero point for each, too.
@@ -56,6 +57,12 @@ impl Scheme {
     pub fn bits_per_weight(self) -> f64 {
         let zero = if self.is_symmetric { 0.0 } else { f64::from(self.bits) };
         f64::from(self.bits) + (16.0 + zero) / self.group as f64
+    }
+
+    /// The files of a layout that hold it.
+    pub fn packed_in(self, layout: PackedLayout) -> PackedScheme {
+        let Self { bits, group, is_symmetric } = self;
+        PackedScheme { layout, bits, group_size: Some(group), symmetric: is_symmetric, column_order: false }
     }
 
     /// The numbers that it can hold.

@@ -1,6 +1,6 @@
 //! What is learnt from: a dataset, and beside it text that the teacher writes itself.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use slmc_data::{Batch, Batches, Content, Document, Mixture, PackedTokens, Split};
@@ -15,15 +15,16 @@ use crate::{
     sample::{SampleSettings, sample_documents},
 };
 
-/// Tokens of a document that the teacher writes.
-const DOCUMENT_LEN: usize = 256;
-/// A little sharper than the teacher's own distribution: small models lose the thread at 1.
-const TEMPERATURE: f64 = 0.9;
+/// The teacher's own distribution. At 0.9 its text reads better and says less: students won back 45 instead of 48 % of
+/// what they had lost on an encyclopaedia.
+const TEMPERATURE: f64 = 1.0;
 
 /// Text that the teacher is to write.
 #[derive(Clone, Copy)]
 pub(super) struct Sampled {
     pub n_tokens: usize,
+    /// Tokens of the longest document: a row of the training.
+    pub document_len: usize,
     /// Share of its sequences among all.
     pub share: f64,
 }
@@ -38,16 +39,22 @@ pub(super) struct SampledText {
 
 impl Sampled {
     /// The text: what an interrupted run had written, or a new one, kept in the stage's folder.
-    pub fn text(self, teacher: &Checkpoint, context: &StageContext<'_>) -> Result<SampledText, StageError> {
+    pub fn text(
+        self,
+        teacher: &Checkpoint,
+        at_most: Option<Duration>,
+        context: &StageContext<'_>,
+    ) -> Result<SampledText, StageError> {
         let path = context.folder.join("sampled.json");
         if path.is_file() {
             return kept::read_json(&path);
         }
         let settings = SampleSettings {
             n_tokens: self.n_tokens,
-            document_len: DOCUMENT_LEN,
+            document_len: self.document_len,
             temperature: TEMPERATURE,
             seed: context.seed,
+            at_most,
         };
         let begun = context.host.elapsed();
         let documents = sample_documents(teacher, settings, context.host)?;

@@ -2,7 +2,7 @@
 //! stream is refitted to make the teacher's stream, in closed form ([`slmc_compress::refit`]). What blocks that were
 //! removed did becomes the work of the blocks before and after them.
 
-use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc};
+use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc, time::Duration};
 
 use ndarray::{Array2, ArrayView2};
 use serde::{Deserialize, Serialize};
@@ -44,20 +44,32 @@ pub(super) struct FitNotes {
     pub errors: Vec<[f64; 2]>,
 }
 
-/// The fitted student: what an interrupted run had made, or a new one, kept in the stage's folder.
+/// What a fit has to keep to.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    /// Fewer sequences are fitted to where all of them would take longer.
+    pub at_most: Option<Duration>,
+    /// Tokens below which there is no fit.
+    pub n_tokens: usize,
+}
+
+/// The fitted student: what an interrupted run had made, or a new one, kept in the stage's folder; none when there is no
+/// time for it.
 pub(super) fn fitted(
     student: &Checkpoint,
     teacher: &Checkpoint,
     sequences: &[Vec<TokenId>],
     products: Products,
+    limits: Limits,
     context: &StageContext<'_>,
-) -> Result<Fitted, StageError> {
+) -> Result<Option<Fitted>, StageError> {
     let (folder, notes) = (context.folder.join(FOLDER), context.folder.join(NOTES));
     if !notes.is_file() {
         // A folder without notes is an earlier try's, that ended between the two.
         remove(context.folder)?;
         let begun = context.host.elapsed();
-        let (weights, mut found) = Fit { student, teacher, sequences, products, host: context.host }.run()?;
+        let fit = Fit { student, teacher, sequences, products, host: context.host };
+        let Some((weights, mut found)) = fit.in_time(limits)? else { return Ok(None) };
         let checkpoint = Checkpoint { weights: Arc::new(weights), ..student.clone() };
         let options = WriteOptions { float: Some(Format::F32), ..WriteOptions::default() };
         write_hf_folder(&checkpoint, &folder, &options, context.host)
@@ -68,7 +80,7 @@ pub(super) fn fitted(
     // As it will be read by whoever goes on with this run.
     let notes = kept::read_json(&notes)?;
     let opened = open_model(&folder.to_string_lossy()).map_err(StageError::Failed)?;
-    Ok(Fitted { student: Checkpoint { weights: opened.weights, ..student.clone() }, notes })
+    Ok(Some(Fitted { student: Checkpoint { weights: opened.weights, ..student.clone() }, notes }))
 }
 
 /// Removes what was kept for a run that goes on: the notes first, for they say that the rest is there.
@@ -99,8 +111,40 @@ struct Streams {
     teacher: Vec<f32>,
 }
 
+/// What became of a try.
+enum Tried {
+    Fitted(Box<MemorySource>, FitNotes),
+    /// The first block says that there is time for so many sequences only.
+    TooSlow {
+        n_sequences: usize,
+    },
+}
+
 impl Fit<'_> {
-    fn run(&self) -> Result<(MemorySource, FitNotes), StageError> {
+    /// A fit to as many of the sequences as there is time for.
+    fn in_time(mut self, limits: Limits) -> Result<Option<(MemorySource, FitNotes)>, StageError> {
+        let mut at_most = limits.at_most;
+        loop {
+            let n_sequences = match self.run(at_most)? {
+                Tried::Fitted(weights, notes) => return Ok(Some((*weights, notes))),
+                Tried::TooSlow { n_sequences } => n_sequences,
+            };
+            let (asked, seq_len) = (self.sequences.len(), self.sequences[0].len());
+            if n_sequences * seq_len < limits.n_tokens {
+                let message = "there is no time for a fit that is worth it: the student trains as it is";
+                self.host.warn(message);
+                return Ok(None);
+            }
+            let message =
+                format!("there is time to fit to {} of {} tokens", n_sequences * seq_len, asked * seq_len);
+            self.host.warn(&message);
+            self.sequences = &self.sequences[..n_sequences];
+            at_most = None;
+        }
+    }
+
+    fn run(&self, at_most: Option<Duration>) -> Result<Tried, StageError> {
+        let begun = self.host.elapsed();
         let spec = self.student.spec().clone();
         if spec.d_model != self.teacher.spec().d_model {
             return Err(StageError::Input(format!(
@@ -132,10 +176,20 @@ impl Fit<'_> {
             }
             errors.push(error);
             self.host.advance_to(block as u64 + 1, &format!("{:.3} of the stream is missing", error[1]));
+            // Each of the teacher's blocks is passed once, each of the student's twice.
+            let blocks = |own: usize, teachers: usize| (2 * own + teachers) as f64;
+            let share = blocks(block + 1, next) / blocks(spec.n_layers, self.teacher.spec().n_layers);
+            let expected = (self.host.elapsed() - begun).div_f64(share);
+            if let Some(at_most) = at_most.filter(|&at_most| block == 0 && expected > at_most) {
+                self.host.end();
+                let share = at_most.as_secs_f64() / expected.as_secs_f64();
+                let n_sequences = (self.sequences.len() as f64 * share) as usize;
+                return Ok(Tried::TooSlow { n_sequences });
+            }
         }
         self.host.end();
         let source = MemorySource::new(spec, weights).map_err(failed)?;
-        Ok((source, FitNotes { seconds: 0.0, origins, errors }))
+        Ok(Tried::Fitted(Box::new(source), FitNotes { seconds: 0.0, origins, errors }))
     }
 
     fn load(&self, model: &Checkpoint, block: usize) -> Result<BlockPass, StageError> {

@@ -4,7 +4,7 @@ mod data;
 mod finish;
 mod fit;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::json;
 use slmc_ir::{Checkpoint, Host, ModelSpec, Outline, TokenId};
@@ -15,7 +15,10 @@ use slmc_train::{
 };
 
 pub(crate) use self::finish::{check_stopped, float_of};
-use self::{data::Sampled, fit::Fitted};
+use self::{
+    data::Sampled,
+    fit::{Fitted, Limits},
+};
 use crate::{
     Surroundings,
     calibration::{same_vocabulary, tokenizer_of},
@@ -83,8 +86,11 @@ impl Training {
         }
         let DistillConfig { temperature, alpha, hidden_weight, .. } = config;
         let settings = DistillSettings { temperature, alpha, hidden_weight };
-        let sampled = (config.sampled_tokens > 0 && config.sampled_share > 0.0)
-            .then_some(Sampled { n_tokens: config.sampled_tokens, share: config.sampled_share });
+        let sampled = (config.sampled_tokens > 0 && config.sampled_share > 0.0).then_some(Sampled {
+            n_tokens: config.sampled_tokens,
+            document_len: config.train.seq_len,
+            share: config.sampled_share,
+        });
         Ok(Self {
             teaching: Some(Teaching {
                 teacher: config.teacher,
@@ -235,7 +241,9 @@ impl Stage for Training {
         }
         let sampled = self.teaching.as_ref().and_then(|teaching| teaching.sampled).zip(teacher.as_ref());
         let sampled = match sampled {
-            Some((sampled, teacher)) => Some((sampled.text(teacher, context)?, sampled.share)),
+            Some((sampled, teacher)) => {
+                Some((sampled.text(teacher, self.at_most(SHARE_OF_WRITING), context)?, sampled.share))
+            }
             None => None,
         };
         let (train_batches, eval_batches) =
@@ -295,6 +303,10 @@ impl Stage for Training {
     }
 }
 
+/// Shares of a budget in minutes that what comes before the training may take.
+const SHARE_OF_WRITING: f64 = 0.2;
+const SHARE_OF_FIT: f64 = 0.4;
+
 /// Tokens of a fit for each input of a projection, at the least: with as many tokens as inputs a fit gets each of them
 /// right and is worth nothing elsewhere.
 const TOKENS_PER_INPUT: usize = 8;
@@ -308,6 +320,14 @@ pub(crate) fn fitted_tokens(asked: usize, student: &ModelSpec) -> usize {
 const FIRST_FITTED: u64 = 1 << 32;
 
 impl Training {
+    /// A share of the minutes, where there are any.
+    fn at_most(&self, share: f64) -> Option<Duration> {
+        match self.config.budget() {
+            Ok(Budget::Minutes(minutes)) => Some(Duration::from_secs_f64((minutes * 60.0 * share).min(1e9))),
+            _ => None,
+        }
+    }
+
     /// The student fitted to its teacher, where that is asked for, on batches that the training comes to last: what was
     /// fitted to has little left to teach.
     fn fitted(
@@ -334,6 +354,7 @@ impl Training {
             Precision::Bf16 => Products::half().unwrap_or_default(),
             Precision::F32 => Products::Single,
         };
-        fit::fitted(input, teacher, &sequences, products, context).map(Some)
+        let limits = Limits { at_most: self.at_most(SHARE_OF_FIT), n_tokens: fitted_tokens(0, input.spec()) };
+        fit::fitted(input, teacher, &sequences, products, limits, context)
     }
 }
