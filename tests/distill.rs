@@ -60,6 +60,21 @@ fn a_carved_student_is_fitted_to_its_teacher_before_it_trains() {
 }
 
 #[test]
+fn what_there_is_no_time_for_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let (teacher, carved, data) =
+        (text(&tiny_teacher()), text(&path("carved")), text(&tiny_text("train.jsonl")));
+    let prune = ["prune", &teacher, "--student", "d_ff=320", "--calibration", &data, "--out", &carved];
+    run_json(prune.iter().chain(&["--set", "n_sequences=4", "--set", "seq_len=64"]));
+    let more = ["--minutes", "0.05", "--set", "sampled_tokens=1000000", "--set", "fit_tokens=400000"];
+    let found = distill(&path("carved"), &path("out"), &more);
+    let said = found["fallbacks"].to_string();
+    assert!(said.contains("had time to write") && said.contains("of 1000000 tokens"), "{said}");
+    assert!(said.contains("no time for a fit") || said.contains("time to fit the student to"), "{said}");
+}
+
+#[test]
 fn only_a_student_of_the_teachers_blocks_is_fitted() {
     let folder = tempfile::tempdir().unwrap();
     let teacher = text(&tiny_teacher());

@@ -42,7 +42,7 @@ fn sample(args: &SampleArgs, session: &Session<'_>) -> Result<(), Failure> {
         at_most: None,
     };
     let documents = sample_documents(&checkpoint, settings, session.terminal);
-    let documents = documents.map_err(stage_failure)?;
+    let documents = documents.map_err(stage_failure)?.documents;
     let mut file = AtomicFile::create(&args.out).or_run()?;
     for document in &documents {
         writeln!(file, "{}", json!({"text": document})).or_run()?;

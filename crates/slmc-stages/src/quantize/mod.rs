@@ -340,7 +340,7 @@ impl Quantize {
             seed: context.seed,
             at_most: None,
         };
-        let documents = sample_documents(input, settings, context.host)?;
+        let documents = sample_documents(input, settings, context.host)?.documents;
         let tokenizer = tokenizer_of(input)?;
         let mut tokens = Vec::new();
         for document in &documents {

@@ -12,7 +12,7 @@ use super::Training;
 use crate::{
     calibration::{Dataset, pack, tokenizer_of},
     kept,
-    sample::{SampleSettings, sample_documents},
+    sample::{SampleSettings, WrittenText, sample_documents},
 };
 
 /// The teacher's own distribution. At 0.9 its text reads better and says less: students won back 45 instead of 48 % of
@@ -33,6 +33,8 @@ pub(super) struct Sampled {
 #[derive(Serialize, Deserialize)]
 pub(super) struct SampledText {
     pub documents: Vec<String>,
+    /// Tokens of all of them.
+    pub n_tokens: usize,
     /// How long the writing took.
     pub seconds: f64,
 }
@@ -57,8 +59,9 @@ impl Sampled {
             at_most,
         };
         let begun = context.host.elapsed();
-        let documents = sample_documents(teacher, settings, context.host)?;
-        let text = SampledText { documents, seconds: (context.host.elapsed() - begun).as_secs_f64() };
+        let WrittenText { documents, n_tokens } = sample_documents(teacher, settings, context.host)?;
+        let text =
+            SampledText { documents, n_tokens, seconds: (context.host.elapsed() - begun).as_secs_f64() };
         kept::write_json(&path, &text)?;
         // As it will be read by whoever goes on with this run.
         kept::read_json(&path)

@@ -26,17 +26,19 @@ const LARGEST_DISTANCE: f64 = 0.5;
 const FOLDER: &str = "fitted";
 const NOTES: &str = "fitted.json";
 
-/// A fitted student.
+/// A fitted student; as it was, where there was no time for a fit.
 pub(super) struct Fitted {
     pub student: Checkpoint,
     pub notes: FitNotes,
 }
 
 /// What is known of a fit.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub(super) struct FitNotes {
     /// How long it took.
     pub seconds: f64,
+    /// Tokens that were fitted to; 0 where there was no time for a fit.
+    pub n_tokens: usize,
     /// Of each block, the teacher's block that it came from.
     pub origins: Vec<usize>,
     /// Of each block, the mean squared distance to the teacher's stream after it, as a share of the stream's
@@ -50,11 +52,10 @@ pub(super) struct Limits {
     /// Fewer sequences are fitted to where all of them would take longer.
     pub at_most: Option<Duration>,
     /// Tokens below which there is no fit.
-    pub n_tokens: usize,
+    pub at_least: usize,
 }
 
-/// The fitted student: what an interrupted run had made, or a new one, kept in the stage's folder; none when there is no
-/// time for it.
+/// The fitted student: what an interrupted run had made, or a new one, kept in the stage's folder.
 pub(super) fn fitted(
     student: &Checkpoint,
     teacher: &Checkpoint,
@@ -62,25 +63,30 @@ pub(super) fn fitted(
     products: Products,
     limits: Limits,
     context: &StageContext<'_>,
-) -> Result<Option<Fitted>, StageError> {
+) -> Result<Fitted, StageError> {
     let (folder, notes) = (context.folder.join(FOLDER), context.folder.join(NOTES));
     if !notes.is_file() {
         // A folder without notes is an earlier try's, that ended between the two.
         remove(context.folder)?;
         let begun = context.host.elapsed();
         let fit = Fit { student, teacher, sequences, products, host: context.host };
-        let Some((weights, mut found)) = fit.in_time(limits)? else { return Ok(None) };
-        let checkpoint = Checkpoint { weights: Arc::new(weights), ..student.clone() };
-        let options = WriteOptions { float: Some(Format::F32), ..WriteOptions::default() };
-        write_hf_folder(&checkpoint, &folder, &options, context.host)
-            .map_err(|e| kept::failed(&folder, e))?;
+        let (weights, mut found) = fit.in_time(limits)?;
+        if let Some(weights) = weights {
+            let checkpoint = Checkpoint { weights: Arc::new(weights), ..student.clone() };
+            let options = WriteOptions { float: Some(Format::F32), ..WriteOptions::default() };
+            write_hf_folder(&checkpoint, &folder, &options, context.host)
+                .map_err(|e| kept::failed(&folder, e))?;
+        }
         found.seconds = (context.host.elapsed() - begun).as_secs_f64();
         kept::write_json(&notes, &found)?;
     }
     // As it will be read by whoever goes on with this run.
-    let notes = kept::read_json(&notes)?;
+    let notes: FitNotes = kept::read_json(&notes)?;
+    if notes.n_tokens == 0 {
+        return Ok(Fitted { student: student.clone(), notes });
+    }
     let opened = open_model(&folder.to_string_lossy()).map_err(StageError::Failed)?;
-    Ok(Some(Fitted { student: Checkpoint { weights: opened.weights, ..student.clone() }, notes }))
+    Ok(Fitted { student: Checkpoint { weights: opened.weights, ..student.clone() }, notes })
 }
 
 /// Removes what was kept for a run that goes on: the notes first, for they say that the rest is there.
@@ -95,6 +101,7 @@ pub(super) fn remove(stage: &Path) -> Result<(), StageError> {
     Ok(())
 }
 
+#[derive(Clone, Copy)]
 struct Fit<'a> {
     student: &'a Checkpoint,
     teacher: &'a Checkpoint,
@@ -104,6 +111,13 @@ struct Fit<'a> {
     host: &'a dyn Host,
 }
 
+/// What became of a block.
+struct FittedBlock {
+    projections: [(Role, Array2<f32>); 2],
+    /// As in [`FitNotes::errors`].
+    error: [f64; 2],
+}
+
 /// Hidden states of some sequences, `[n_tokens, d_model]`, in both models.
 struct Streams {
     sizes: [usize; 2],
@@ -111,48 +125,41 @@ struct Streams {
     teacher: Vec<f32>,
 }
 
-/// What became of a try.
-enum Tried {
-    Fitted(Box<MemorySource>, FitNotes),
-    /// The first block says that there is time for so many sequences only.
-    TooSlow {
-        n_sequences: usize,
-    },
-}
-
 impl Fit<'_> {
-    /// A fit to as many of the sequences as there is time for.
-    fn in_time(mut self, limits: Limits) -> Result<Option<(MemorySource, FitNotes)>, StageError> {
-        let mut at_most = limits.at_most;
-        loop {
-            let n_sequences = match self.run(at_most)? {
-                Tried::Fitted(weights, notes) => return Ok(Some((*weights, notes))),
-                Tried::TooSlow { n_sequences } => n_sequences,
-            };
-            let (asked, seq_len) = (self.sequences.len(), self.sequences[0].len());
-            if n_sequences * seq_len < limits.n_tokens {
-                let message = "there is no time for a fit that is worth it: the student trains as it is";
-                self.host.warn(message);
-                return Ok(None);
+    /// A fit to as many of the sequences as there is time for; no weights where that is too few.
+    fn in_time(self, limits: Limits) -> Result<(Option<MemorySource>, FitNotes), StageError> {
+        let seq_len = self.sequences[0].len();
+        let least = limits.at_least.div_ceil(seq_len).min(self.sequences.len());
+        let n_sequences = match limits.at_most {
+            Some(at_most) => {
+                let few = Fit { sequences: &self.sequences[..least], ..self };
+                let share = at_most.as_secs_f64() / few.expected_seconds()?;
+                ((least as f64 * share) as usize).min(self.sequences.len())
             }
-            let message =
-                format!("there is time to fit to {} of {} tokens", n_sequences * seq_len, asked * seq_len);
-            self.host.warn(&message);
-            self.sequences = &self.sequences[..n_sequences];
-            at_most = None;
+            None => self.sequences.len(),
+        };
+        if n_sequences < least {
+            return Ok((None, FitNotes::default()));
         }
+        let (weights, notes) = Fit { sequences: &self.sequences[..n_sequences], ..self }.run()?;
+        Ok((Some(weights), notes))
     }
 
-    fn run(&self, at_most: Option<Duration>) -> Result<Tried, StageError> {
+    /// What a fit would take, after the first block's.
+    fn expected_seconds(&self) -> Result<f64, StageError> {
+        let origins = self.origins()?;
+        let mut streams = self.embedded()?;
         let begun = self.host.elapsed();
+        self.fit_block(0, &origins, &mut streams)?;
+        // Each of the teacher's blocks is passed once, each of the student's twice.
+        let blocks = |own: usize, teachers: usize| (2 * own + teachers) as f64;
+        let (n_own, n_teachers) = (self.student.spec().n_layers, self.teacher.spec().n_layers);
+        let first = blocks(1, self.next_origin(0, &origins));
+        Ok((self.host.elapsed() - begun).as_secs_f64() * blocks(n_own, n_teachers) / first)
+    }
+
+    fn run(&self) -> Result<(MemorySource, FitNotes), StageError> {
         let spec = self.student.spec().clone();
-        if spec.d_model != self.teacher.spec().d_model {
-            return Err(StageError::Input(format!(
-                "fit_tokens: the student's d_model is {} and the teacher's {}: leave it at 0",
-                spec.d_model,
-                self.teacher.spec().d_model
-            )));
-        }
         let origins = self.origins()?;
         let mut weights = BTreeMap::new();
         for &key in self.student.weights.keys() {
@@ -162,13 +169,8 @@ impl Fit<'_> {
         let mut errors = Vec::new();
         self.host.begin("fit", spec.n_layers as u64, "blocks");
         for block in 0..spec.n_layers {
-            let origin = origins[block];
-            let next = origins.get(block + 1).copied().unwrap_or(self.teacher.spec().n_layers);
-            let between = self.teacher_states(origin..next, &mut streams)?;
-            let mut pass = self.load(self.student, block)?;
-            let attention = self.fit_attention(&mut pass, &mut streams, &between)?;
-            let (down, error) = self.fit_mlp(&mut pass, &mut streams)?;
-            for (role, numbers) in [(Role::AttnOutput, attention), (Role::Down, down)] {
+            let FittedBlock { projections, error } = self.fit_block(block, &origins, &mut streams)?;
+            for (role, numbers) in projections {
                 let numbers = numbers.as_slice().expect("row order").to_vec();
                 let key = TensorKey::block(block, role);
                 let shape = weights[&key].shape().to_vec();
@@ -176,20 +178,30 @@ impl Fit<'_> {
             }
             errors.push(error);
             self.host.advance_to(block as u64 + 1, &format!("{:.3} of the stream is missing", error[1]));
-            // Each of the teacher's blocks is passed once, each of the student's twice.
-            let blocks = |own: usize, teachers: usize| (2 * own + teachers) as f64;
-            let share = blocks(block + 1, next) / blocks(spec.n_layers, self.teacher.spec().n_layers);
-            let expected = (self.host.elapsed() - begun).div_f64(share);
-            if let Some(at_most) = at_most.filter(|&at_most| block == 0 && expected > at_most) {
-                self.host.end();
-                let share = at_most.as_secs_f64() / expected.as_secs_f64();
-                let n_sequences = (self.sequences.len() as f64 * share) as usize;
-                return Ok(Tried::TooSlow { n_sequences });
-            }
         }
         self.host.end();
         let source = MemorySource::new(spec, weights).map_err(failed)?;
-        Ok(Tried::Fitted(Box::new(source), FitNotes { seconds: 0.0, origins, errors }))
+        let n_tokens = self.sequences.iter().map(Vec::len).sum();
+        Ok((source, FitNotes { seconds: 0.0, n_tokens, origins, errors }))
+    }
+
+    /// Fits a block's two projections and moves the streams through it.
+    fn fit_block(
+        &self,
+        block: usize,
+        origins: &[usize],
+        streams: &mut [Streams],
+    ) -> Result<FittedBlock, StageError> {
+        let between = self.teacher_states(origins[block]..self.next_origin(block, origins), streams)?;
+        let mut pass = self.load(self.student, block)?;
+        let attention = self.fit_attention(&mut pass, streams, &between)?;
+        let (down, error) = self.fit_mlp(&mut pass, streams)?;
+        Ok(FittedBlock { projections: [(Role::AttnOutput, attention), (Role::Down, down)], error })
+    }
+
+    /// The teacher's block that the student's next one came from; one past its last after the student's last.
+    fn next_origin(&self, block: usize, origins: &[usize]) -> usize {
+        origins.get(block + 1).copied().unwrap_or(self.teacher.spec().n_layers)
     }
 
     fn load(&self, model: &Checkpoint, block: usize) -> Result<BlockPass, StageError> {
@@ -205,6 +217,12 @@ impl Fit<'_> {
 
     /// Of each of the student's blocks, the teacher's block that it came from: the one with its queries.
     fn origins(&self) -> Result<Vec<usize>, StageError> {
+        let [ours, theirs] = [self.student, self.teacher].map(|model| model.spec().d_model);
+        if ours != theirs {
+            return Err(StageError::Input(format!(
+                "fit_tokens: the student's d_model is {ours} and the teacher's {theirs}: leave it at 0"
+            )));
+        }
         let queries = |model: &Checkpoint, block: usize| {
             let weight = model.weights.read(TensorKey::block(block, Role::Query)).map_err(failed)?;
             slmc_blocks::decode_weight(&weight).map_err(failed)

@@ -16,7 +16,7 @@ use slmc_train::{
 
 pub(crate) use self::finish::{check_stopped, float_of};
 use self::{
-    data::Sampled,
+    data::{Sampled, SampledText},
     fit::{Fitted, Limits},
 };
 use crate::{
@@ -261,6 +261,10 @@ impl Stage for Training {
         let fitted = self.fitted(&input, teacher.as_ref(), &train_batches, context)?;
         let student = load(fitted.as_ref().map_or(&input, |fitted| &fitted.student), &device)?;
         let teacher_decoder = teacher.as_ref().map(|teacher| load(teacher, &device)).transpose()?;
+        for message in self.cut_short(sampled.as_ref().map(|(text, _)| text), fitted.as_ref(), input.spec()) {
+            context.host.warn(&message);
+            fallbacks.push(message);
+        }
         let precision = self.precision(&student, context.host, &mut fallbacks);
         let distill = self.teaching.as_ref().map(|teaching| teaching.settings);
         let mut settings = loop_settings(&self.config, precision, distill, context.seed);
@@ -328,6 +332,27 @@ impl Training {
         }
     }
 
+    /// What came before the training and had no time to come to its end.
+    fn cut_short(
+        &self,
+        text: Option<&SampledText>,
+        fitted: Option<&Fitted>,
+        student: &ModelSpec,
+    ) -> Vec<String> {
+        let Some(teaching) = &self.teaching else { return Vec::new() };
+        let asked = teaching.sampled.map_or(0, |sampled| sampled.n_tokens);
+        let text = text.filter(|text| text.n_tokens < asked);
+        let text =
+            text.map(|text| format!("the teacher had time to write {} of {asked} tokens", text.n_tokens));
+        let asked = fitted_tokens(teaching.fit_tokens, student);
+        let fitted = fitted.filter(|fitted| fitted.notes.n_tokens < asked);
+        let fitted = fitted.map(|fitted| match fitted.notes.n_tokens {
+            0 => "there was no time for a fit that is worth it: the student trains as it is".to_owned(),
+            n_tokens => format!("there was time to fit the student to {n_tokens} of {asked} tokens"),
+        });
+        text.into_iter().chain(fitted).collect()
+    }
+
     /// The student fitted to its teacher, where that is asked for, on batches that the training comes to last: what was
     /// fitted to has little left to teach.
     fn fitted(
@@ -354,7 +379,7 @@ impl Training {
             Precision::Bf16 => Products::half().unwrap_or_default(),
             Precision::F32 => Products::Single,
         };
-        let limits = Limits { at_most: self.at_most(SHARE_OF_FIT), n_tokens: fitted_tokens(0, input.spec()) };
-        fit::fitted(input, teacher, &sequences, products, limits, context)
+        let limits = Limits { at_most: self.at_most(SHARE_OF_FIT), at_least: fitted_tokens(0, input.spec()) };
+        fit::fitted(input, teacher, &sequences, products, limits, context).map(Some)
     }
 }
