@@ -25,9 +25,7 @@ const LIGHT_CRATES: [&str; 13] = [
 
 /// The light crates in the dev profile, which checks arithmetic for overflow.
 pub fn fast() -> Result<()> {
-    let mut cargo = repo::cargo();
-    cargo.args(["test", "--locked"]);
-    repo::run(cargo.args(LIGHT_CRATES.iter().flat_map(|name| ["-p", name])))
+    checked(&LIGHT_CRATES)
 }
 
 /// Crates whose release build does not check arithmetic (Cargo.toml, profile.release).
@@ -35,9 +33,14 @@ const UNCHECKED_CRATES: [&str; 4] = ["slmc-blocks", "slmc-kernels", "slmc-compre
 
 /// Tests with overflow checks, of the crates whose tests have run without.
 pub fn unchecked() -> Result<()> {
+    checked(&UNCHECKED_CRATES)
+}
+
+/// Tests in the dev profile, which checks arithmetic for overflow.
+fn checked(crates: &[&str]) -> Result<()> {
     let mut cargo = repo::cargo();
     cargo.args(["test", "--locked"]);
-    repo::run(cargo.args(UNCHECKED_CRATES.iter().flat_map(|name| ["-p", name])))
+    repo::run(cargo.args(crates.iter().flat_map(|name| ["-p", name])))
 }
 
 /// Every test that needs nothing from outside the repository; says which others there are.

@@ -18,25 +18,8 @@ pub fn bench(args: &BenchArgs, session: &Session<'_>) -> Result<(), Failure> {
     }
     let checkpoint = model::open(&args.model)?;
     let engine = engine::load(&checkpoint, args.exact, session)?;
-    let mut context = engine.session(args.pp.max(args.tg)).map_err(engine::failure)?;
-    let (mut reading, mut writing, mut energy) = (Vec::new(), Vec::new(), Vec::new());
-    session.terminal.begin("bench", args.runs as u64 + 1, "runs");
-    for run in 0..=args.runs {
-        let (pp, tg, joules) =
-            measure(&mut context, [args.pp, args.tg], run, session).map_err(engine::failure)?;
-        // The first run warms caches and buffers up.
-        if run > 0 {
-            reading.push(pp);
-            writing.push(tg);
-            energy.extend(joules);
-        }
-        session.terminal.advance_to(run as u64 + 1, &format!("pp {pp:.0} tg {tg:.0}"));
-        if session.terminal.stop_requested() {
-            session.terminal.end();
-            return Err(Failure::Interrupted("nothing is kept: start it again".to_owned()));
-        }
-    }
-    session.terminal.end();
+    let Runs { mut reading, mut writing, mut energy } =
+        Runs::measure(&engine, [args.pp, args.tg], args.runs, session)?;
     let (pp, tg) = (median(&mut reading), median(&mut writing));
     let joules = if energy.is_empty() { None } else { Some(median(&mut energy)) };
     let bytes = engine.bytes_per_token();
@@ -124,22 +107,50 @@ fn joules_used() -> Option<f64> {
     total
 }
 
-/// Tokens a second, of a prompt of `pp` tokens and of writing `tg`: medians of a few runs after one that warms up.
+/// What each run gave, in tokens a second and joules a token.
+struct Runs {
+    reading: Vec<f64>,
+    writing: Vec<f64>,
+    energy: Vec<f64>,
+}
+
+impl Runs {
+    /// Prompts of `pp` tokens and texts of `tg`, after a run that warms caches and buffers up.
+    fn measure(
+        engine: &Engine,
+        [pp, tg]: [usize; 2],
+        n_runs: usize,
+        session: &Session<'_>,
+    ) -> Result<Self, Failure> {
+        let mut context = engine.session(pp.max(tg)).map_err(engine::failure)?;
+        let mut runs = Self { reading: Vec::new(), writing: Vec::new(), energy: Vec::new() };
+        session.terminal.begin("bench", n_runs as u64 + 1, "runs");
+        for run in 0..=n_runs {
+            let (read, wrote, joules) =
+                measure(&mut context, [pp, tg], run, session).map_err(engine::failure)?;
+            if run > 0 {
+                runs.reading.push(read);
+                runs.writing.push(wrote);
+                runs.energy.extend(joules);
+            }
+            session.terminal.advance_to(run as u64 + 1, &format!("pp {read:.0} tg {wrote:.0}"));
+            if session.terminal.stop_requested() {
+                session.terminal.end();
+                return Err(Failure::Interrupted("nothing is kept: start it again".to_owned()));
+            }
+        }
+        session.terminal.end();
+        Ok(runs)
+    }
+}
+
+/// Tokens a second of reading a prompt of `lengths[0]` tokens and of writing `lengths[1]`: medians of three runs.
 pub(super) fn speed(
     engine: &Engine,
     lengths: [usize; 2],
     session: &Session<'_>,
-) -> Result<[f64; 2], EngineError> {
-    const RUNS: usize = 3;
-    let mut context = engine.session(lengths[0].max(lengths[1]))?;
-    let (mut reading, mut writing) = (Vec::new(), Vec::new());
-    for run in 0..=RUNS {
-        let (pp, tg, _) = measure(&mut context, lengths, run, session)?;
-        if run > 0 {
-            reading.push(pp);
-            writing.push(tg);
-        }
-    }
+) -> Result<[f64; 2], Failure> {
+    let Runs { mut reading, mut writing, .. } = Runs::measure(engine, lengths, 3, session)?;
     Ok([median(&mut reading), median(&mut writing)])
 }
 
