@@ -44,6 +44,12 @@ fn a_run_becomes_one_page() {
         assert!(one.contains(part), "{part}");
     }
     assert!(page(&[&four, &eight], &[]).contains("Size and perplexity of each run"));
+    // A run that was moved is found where it is.
+    let moved = path("moved");
+    std::fs::rename(&four, &moved).unwrap();
+    assert!(
+        page(&[&moved], &["--prompt", "The old man", "--max-tokens", "4"]).contains("Training of 02-distill")
+    );
     let nothing = path("nothing");
     check_refused(["report", &nothing, "--out", &path("x.html")], "no run folder");
 }

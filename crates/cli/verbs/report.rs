@@ -1,6 +1,11 @@
 //! Runs as one HTML page.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use serde_json::{Value, json};
 use slmc_engine::text_prompt;
@@ -46,15 +51,13 @@ fn view(folder: &Path, args: &ReportArgs, session: &Session<'_>) -> Result<RunVi
         input_error(format!("{}: the run is not finished: run its recipe to the end first", folder.display()))
     })?;
     let name = folder.file_name().map_or_else(|| "run".to_owned(), |n| n.to_string_lossy().into_owned());
-    let artefacts: Vec<(String, String)> = stages_of(&summary);
+    let artefacts: Vec<(String, String)> = stages_of(&summary, folder);
     let mut results = Vec::new();
     let mut curves = Vec::new();
     for stage in artefacts.iter().filter_map(|(_, artefact)| stage_folder(Path::new(artefact))) {
         results.push(read_json(&stage.join("result.json")).map_err(input_error)?);
         let stage_name = stage.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-        for metrics in [stage.join("metrics.jsonl"), stage.join("training/metrics.jsonl")] {
-            curves.extend(read_curves(&stage_name, &metrics));
-        }
+        curves.extend(read_curves(&stage_name, &stage.join("metrics.jsonl")));
     }
     let last = artefacts.last().map(|(_, path)| open_model(path)).transpose().map_err(input_error)?;
     let histograms = last.as_ref().map(histograms).transpose()?.unwrap_or_default();
@@ -64,17 +67,16 @@ fn view(folder: &Path, args: &ReportArgs, session: &Session<'_>) -> Result<RunVi
         samples.push(write_samples(prompt, &artefacts, args.max_tokens, session)?);
     }
     let speeds = if args.speed { speeds(&artefacts, session)? } else { Vec::new() };
-    let command = format!("slmc run {}/plan.json --out {}", folder.display(), folder.display());
-    let command = recipe_command(&plan, folder).unwrap_or(command);
+    let command = recipe_command(&plan, folder).or_run()?;
     Ok(RunView { name, plan, summary, results, lineage, curves, histograms, samples, speeds, command })
 }
 
 /// The plan as a recipe, since a recipe is what `slmc run` reads.
-fn recipe_command(plan: &Value, folder: &Path) -> Option<String> {
+fn recipe_command(plan: &Value, folder: &Path) -> Result<String, toml::ser::Error> {
     let mut plan = plan.clone();
     remove_nulls(&mut plan);
-    let recipe = toml::to_string(&plan).ok()?;
-    Some(format!("cat > recipe.toml <<'END'\n{recipe}END\nslmc run recipe.toml --out {}", folder.display()))
+    let recipe = toml::to_string(&plan)?;
+    Ok(format!("cat > recipe.toml <<'END'\n{recipe}END\nslmc run recipe.toml --out {}", folder.display()))
 }
 
 /// TOML has no null: a setting that is absent is left out.
@@ -103,11 +105,29 @@ fn stage_folder(artefact: &Path) -> Option<&Path> {
     artefact.ancestors().skip(1).take(2).find(|folder| folder.join("result.json").is_file())
 }
 
-fn stages_of(summary: &Value) -> Vec<(String, String)> {
+/// Each stage's name and artefact, where it lies now.
+fn stages_of(summary: &Value, folder: &Path) -> Vec<(String, String)> {
     let stages = summary["stages"].as_array().map_or(&[][..], Vec::as_slice);
-    let pair =
-        |stage: &Value| Some((stage["name"].as_str()?.to_owned(), stage["artefact"].as_str()?.to_owned()));
+    let pair = |stage: &Value| {
+        let artefact = found(stage["artefact"].as_str()?, folder);
+        Some((stage["name"].as_str()?.to_owned(), artefact))
+    };
     stages.iter().filter_map(pair).collect()
+}
+
+/// A path of the summary, which may be relative to a folder that is no longer the current one, or to a run that was moved:
+/// stages lie in the run's folder, or beside a sweep's points.
+fn found(artefact: &str, folder: &Path) -> String {
+    let path = Path::new(artefact);
+    if path.exists() {
+        return artefact.to_owned();
+    }
+    // From the stage's own folder on: `03-quantize/model.gguf`.
+    let is_stage = |part: &OsStr| part.to_str().is_some_and(|name| name.as_bytes().get(2) == Some(&b'-'));
+    let tail: PathBuf = path.iter().skip_while(|part| !is_stage(part)).collect();
+    let places = [folder.join(&tail), folder.join("../../stages").join(&tail)];
+    let here = places.into_iter().find(|place| !tail.as_os_str().is_empty() && place.exists());
+    here.map_or_else(|| artefact.to_owned(), |here| here.to_string_lossy().into_owned())
 }
 
 /// What the log of a training holds, each quantity under its name.
@@ -185,7 +205,7 @@ fn speeds(artefacts: &[(String, String)], session: &Session<'_>) -> Result<Vec<O
             continue;
         };
         let engine = engine::load(&checkpoint, false, session)?;
-        speeds.push(Some(bench::speed(&engine, LENGTHS, session).map_err(engine::failure)?));
+        speeds.push(Some(bench::speed(&engine, LENGTHS, session)?));
     }
     Ok(speeds)
 }
