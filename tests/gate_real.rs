@@ -1,12 +1,18 @@
 //! Tasks and the gate on a real model, SmolLM2-135M, against llama.cpp.
 
 mod common;
+#[path = "common/damage.rs"]
+mod damage;
 #[path = "common/python.rs"]
 mod python;
 
+use std::path::Path;
+
 use common::{data_root, real_models, run_json, slmc};
+use damage::{Damage, damaged_gguf};
 use python::reference;
 use serde_json::Value;
+use slmc_ir::{Role, TensorKey};
 
 fn f16_gguf() -> String {
     real_models().join("smollm2-float/model-f16.gguf").to_str().unwrap().to_owned()
@@ -88,4 +94,45 @@ fn a_gate_measures_what_llama_cpp_measures() {
     let (ppl, kld) = (figure(&report["figures"]["ppl"]), figure(&report["figures"]["kld"]["estimate"]));
     assert!((ppl / figure(&theirs["ppl"]) - 1.0).abs() <= 0.003, "{ppl} and llama.cpp's {theirs}");
     assert!((kld - figure(&theirs["kld"])).abs() <= 0.002, "{kld} and llama.cpp's {theirs}");
+}
+
+#[test]
+#[ignore = "needs the real model: cargo xtask fetch"]
+fn a_damaged_tensor_is_found_without_a_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("gate.toml"), "[gate]\ndamaged = \"forbid\"\n").unwrap();
+    let gate = |model: &str| {
+        let output = slmc()
+            .args([
+                "--json",
+                "gate",
+                "--config",
+                &path("gate.toml"),
+                "--model",
+                model,
+                "--baseline",
+                &f16_gguf(),
+            ])
+            .output()
+            .unwrap();
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code(), report)
+    };
+    let model = path("model.gguf");
+    for format in ["q8_0", "q4_0"] {
+        run_json(["quantize", &f16_gguf(), "--method", "rtn", "--format", format, "--out", &model]);
+        let (code, report) = gate(&model);
+        assert_eq!(code, Some(0), "{format}: {report}");
+    }
+    for (key, damage) in [
+        (TensorKey::block(12, Role::Down), Damage::Scale(1.05)),
+        (TensorKey::block(3, Role::Gate), Damage::SwapRows(7, 900)),
+        (TensorKey::block(25, Role::Query), Damage::Bits(2)),
+    ] {
+        damaged_gguf(Path::new(&f16_gguf()), &[key], damage, Path::new(&model));
+        let (code, report) = gate(&model);
+        assert_eq!(code, Some(1), "{damage:?}: {report}");
+        assert_eq!(report["blame"][0]["tensor"], key.to_string(), "{damage:?}: {report}");
+    }
 }

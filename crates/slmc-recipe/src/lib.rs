@@ -25,4 +25,4 @@ pub use recipe::{Recipe, RecipeError, StageEntry};
 pub use runner::{Environment, Evaluation, RunError, RunSummary, StageOutcome, run};
 pub use stage::{Finished, Rejection, Stage, StageContext, StageError};
 pub use suggest::explain;
-pub use sweep::{Point, Sweep};
+pub use sweep::{Point, Sweep, SweepBudget};
