@@ -24,6 +24,35 @@ pub struct Codes {
 }
 
 impl Codes {
+    /// Codes whose rows are still to be put in their places.
+    pub fn empty(grid: &Grid, n_rows: usize, n_columns: usize) -> Self {
+        let mut codes = Self {
+            grid: grid.clone(),
+            n_rows,
+            n_columns,
+            levels: vec![0; n_rows * n_columns],
+            groups: Vec::new(),
+            units: Vec::new(),
+            row_errors: vec![0.0; n_rows],
+        };
+        codes.groups = vec![[0.0; 2]; n_rows * codes.n_groups()];
+        codes.units = vec![[0.0; 2]; n_rows * codes.n_units()];
+        codes
+    }
+
+    /// Puts the rows of a part, of the same grid and as many columns, in the places of `rows`.
+    pub fn put_rows(&mut self, part: &Self, rows: &[usize]) {
+        let (n, n_groups, n_units) = (self.n_columns, self.n_groups(), self.n_units());
+        for (from, &to) in rows.iter().enumerate() {
+            self.levels[to * n..(to + 1) * n].copy_from_slice(&part.levels[from * n..(from + 1) * n]);
+            self.groups[to * n_groups..(to + 1) * n_groups]
+                .copy_from_slice(&part.groups[from * n_groups..(from + 1) * n_groups]);
+            self.units[to * n_units..(to + 1) * n_units]
+                .copy_from_slice(&part.units[from * n_units..(from + 1) * n_units]);
+            self.row_errors[to] = part.row_errors[from];
+        }
+    }
+
     /// Groups of a row.
     pub fn n_groups(&self) -> usize {
         self.n_columns.div_ceil(self.grid.group)

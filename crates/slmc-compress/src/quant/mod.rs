@@ -1,7 +1,7 @@
 //! Rounding weights to the numbers that a block format can hold.
 //!
 //! [`Hessian`] collects what enters a layer, [`Factor`] turns it into the order of rounding and what makes up for what,
-//! [`solve`] rounds a weight to a [`Grid`]. Formats are data: all of them go through the same solver.
+//! [`solve`] rounds a weight to a [`Grid`], [`Outputs::solve`] with rows that make up for each other. Formats are data: all of them go through the same solver.
 
 mod awq;
 mod budget;
@@ -9,6 +9,7 @@ mod codes;
 mod factor;
 mod grid;
 mod hessian;
+mod outputs;
 mod propose;
 mod refine;
 mod round;
@@ -22,4 +23,5 @@ pub use codes::Codes;
 pub use factor::Factor;
 pub use grid::{Grid, Points, Scales};
 pub use hessian::Hessian;
+pub use outputs::Outputs;
 pub use solve::{SolveSettings, solve};

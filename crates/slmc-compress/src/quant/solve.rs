@@ -45,6 +45,17 @@ pub fn solve(
     grid: &Grid,
     settings: SolveSettings,
 ) -> Result<Codes, CompressError> {
+    solve_in_chunks(weight, factor, grid, settings, CHUNK_ROWS)
+}
+
+/// As [`solve`], in pieces of work of so many rows.
+pub(super) fn solve_in_chunks(
+    weight: MatRef<'_>,
+    factor: &Factor,
+    grid: &Grid,
+    settings: SolveSettings,
+    chunk_rows: usize,
+) -> Result<Codes, CompressError> {
     let (n_rows, n) = weight.dim();
     if n != factor.n_columns() {
         return Err(CompressError::Channels { columns: n, channels: factor.n_columns() });
@@ -53,10 +64,10 @@ pub fn solve(
         return Err(CompressError::NotFinite { what: "a weight", channel, value: value.into() });
     }
     let blocks = Blocks::new(factor, grid);
-    let chunks: Vec<Rows> = (0..n_rows.div_ceil(CHUNK_ROWS))
+    let chunks: Vec<Rows> = (0..n_rows.div_ceil(chunk_rows))
         .into_par_iter()
         .map(|chunk| {
-            let range = chunk * CHUNK_ROWS..n_rows.min((chunk + 1) * CHUNK_ROWS);
+            let range = chunk * chunk_rows..n_rows.min((chunk + 1) * chunk_rows);
             let mut rows = Rows::new(weight, range, factor, grid);
             widest(
                 #[inline(always)]

@@ -30,7 +30,13 @@ pub struct Input {
     pub weight: f64,
     /// `ρ_r` of each projection's rows.
     pub rows: Vec<(Role, Vec<f32>)>,
+    /// `Σ g gᵀ` of each projection, in the same order, where that is looked at.
+    pub gradients: Vec<Option<Hessian>>,
 }
+
+/// Rows of a projection beyond which what they have in common is left alone: a matrix as large as the square of their number,
+/// and time that grows with its cube.
+const MOST_COUPLED_ROWS: usize = 4096;
 
 /// The passes over a calibration set.
 pub struct Passes<'a> {
@@ -39,6 +45,8 @@ pub struct Passes<'a> {
     pub sequences: &'a [Vec<TokenId>],
     pub spill: Spill,
     pub products: Products,
+    /// Whether gradients are looked at beyond their squares.
+    pub couples_rows: bool,
     pub seed: u64,
     pub host: &'a dyn Host,
 }
@@ -115,8 +123,8 @@ impl Passes<'_> {
         let (d, vocab) = (self.spec().d_model, self.spec().vocab_size);
         let pass = HeadPass::load(&*self.checkpoint.weights, self.products).map_err(failed)?;
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
-        let mut input =
-            Input { hessian: Hessian::empty(d), weight: 0.0, rows: vec![(Role::Head, vec![0.0; vocab])] };
+        let rows = vec![(Role::Head, vec![0.0; vocab])];
+        let mut input = Input { hessian: Hessian::empty(d), weight: 0.0, rows, gradients: vec![None] };
         let n_layers = self.spec().n_layers;
         self.host.begin("gradients", self.n_tokens() as u64, "tokens");
         for (first, n, sizes) in self.batches() {
@@ -177,6 +185,11 @@ impl Passes<'_> {
             hessian: Hessian::empty(shape(roles[0])[1]),
             weight: 0.0,
             rows: roles.iter().map(|&role| (role, vec![0.0; shape(role)[0]])).collect(),
+            gradients: roles
+                .iter()
+                .map(|&role| shape(role)[0])
+                .map(|n| (self.couples_rows && n <= MOST_COUPLED_ROWS).then(|| Hessian::empty(n)))
+                .collect(),
         }
     }
 
@@ -204,6 +217,11 @@ fn look(seen: Seen<'_>, inputs: &mut [Input], weights: &mut Vec<f32>) {
     let input = &mut inputs[which];
     let at = input.rows.iter().position(|(role, _)| *role == seen.role).expect("listed under its input");
     let part = squares(seen.gradient, seen.stride, [n, d_out], &mut input.rows[at].1);
+    if let Some(gradients) = &mut input.gradients[at] {
+        let shape = ndarray::ShapeBuilder::strides((n, d_out), (seen.stride, 1));
+        gradients
+            .observe(ndarray::ArrayView2::from_shape(shape, seen.gradient).expect("a row for each token"));
+    }
     if at == 0 {
         *weights = part;
     } else {

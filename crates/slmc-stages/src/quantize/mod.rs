@@ -262,6 +262,7 @@ impl Quantize {
             sequences: &sequences,
             spill: Spill::create(context.folder.join("activations"))?,
             products: Products::Single,
+            couples_rows: self.method == Method::Gptq,
             seed: context.seed,
             host: context.host,
         };

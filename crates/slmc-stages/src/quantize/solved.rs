@@ -2,8 +2,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use ndarray::{ArrayView2, Axis};
-use slmc_compress::quant::{Codes, Factor, Grid, Hessian, SolveSettings, solve};
+use ndarray::{Array2, ArrayView2, Axis};
+use rayon::prelude::*;
+use slmc_compress::quant::{Codes, Factor, Grid, Hessian, Outputs, SolveSettings, solve};
 use slmc_ir::{Checkpoint, Format, Role, TensorKey, Weight};
 use slmc_recipe::StageError;
 
@@ -124,37 +125,85 @@ fn solve_input(
 ) -> Result<Vec<Solved>, StageError> {
     let hessian = normalized(&input.hessian, input.weight);
     let mut factors = Factors { hessian: &hessian, damping: how.damping, found: Vec::new() };
-    let mut all = Vec::new();
-    for (role, rows) in &input.rows {
+    let mut projections = Vec::new();
+    for ((role, rows), gradients) in input.rows.iter().zip(&input.gradients) {
         let key = TensorKey::block(index, *role);
         let Some(formats) = wanted.get(&key) else { continue };
-        let weight = weight_of(passes, key)?;
         let shape = key.shape(passes.checkpoint.spec());
-        let weight = ArrayView2::from_shape((shape[0], shape[1]), &weight).map_err(failed)?;
-        let per_row: Vec<f64> =
-            rows.iter().map(|&row| f64::from(row) / 2.0 / passes.n_tokens() as f64).collect();
-        let mut solved = Solved { tensor: key.to_string(), damping: 0.0, n_dead: 0, candidates: Vec::new() };
+        let weight = Array2::from_shape_vec((shape[0], shape[1]), weight_of(passes, key)?).map_err(failed)?;
+        let n_tokens = passes.n_tokens() as f64;
+        let outputs = gradients.as_ref().map(|sum| Outputs::new(&normalized(sum, n_tokens), OUTPUT_DAMPING));
+        let outputs = outputs.transpose().map_err(|e| failed(format!("{key}: {e}")))?;
+        let row_weights = match &outputs {
+            Some(outputs) => outputs.weights().to_vec(),
+            None => rows.iter().map(|&row| f64::from(row) / n_tokens).collect(),
+        };
         for &format in formats {
             let grid = how.grid_of(format).ok_or_else(|| failed(format!("{format} is not solved for")))?;
-            let factor = factors.of(&grid).map_err(|e| failed(format!("{key}: {e}")))?;
-            (solved.damping, solved.n_dead) = (factor.damping, factor.n_dead);
-            let codes = solve(weight, factor, &grid, SolveSettings::default());
-            let codes = codes.map_err(|e| failed(format!("{key}: {e}")))?;
-            let packed = how.pack(&codes, format).map_err(failed)?;
-            store.keep(key, &packed)?;
-            let kl = codes.row_errors.iter().zip(&per_row).map(|(error, row)| error * row).sum();
-            let relative_error = relative_error(weight, &codes);
-            solved.candidates.push(Candidate {
-                format,
-                kl,
-                relative_error,
-                n_bytes: packed.bytes().len() as u64,
-            });
+            factors.make(&grid).map_err(|e| failed(format!("{key}: {e}")))?;
         }
-        all.push(solved);
+        projections.push(Projection { key, weight, outputs, row_weights });
     }
-    Ok(all)
+    // Each format of each projection by itself: rows that make up for each other leave little to do at once.
+    let each = projections.iter().flat_map(|of| wanted[&of.key].iter().map(move |&format| (of, format)));
+    let each: Vec<(&Projection, Format)> = each.collect();
+    let candidates = each.par_iter().map(|&(projection, format)| {
+        let candidate = projection.solve(format, &factors, how, store)?;
+        Ok((projection.key, candidate))
+    });
+    let candidates: Vec<(TensorKey, Candidate)> = candidates.collect::<Result<_, StageError>>()?;
+    let of = |projection: &Projection| {
+        let key = projection.key;
+        let own = candidates.iter().filter(|(of, _)| *of == key).map(|(_, candidate)| candidate.clone());
+        let last = factors.found.last().map(|(_, factor)| (factor.damping, factor.n_dead));
+        let (damping, n_dead) = last.unwrap_or_default();
+        Solved { tensor: key.to_string(), damping, n_dead, candidates: own.collect() }
+    };
+    Ok(projections.iter().map(of).collect())
 }
+
+/// A projection to be solved.
+struct Projection {
+    key: TensorKey,
+    weight: Array2<f32>,
+    /// What its rows have in common, where that is looked at.
+    outputs: Option<Outputs>,
+    /// What a row's error costs, twice.
+    row_weights: Vec<f64>,
+}
+
+impl Projection {
+    /// Solved in one format, and kept.
+    fn solve(
+        &self,
+        format: Format,
+        factors: &Factors<'_>,
+        how: How,
+        store: &Store,
+    ) -> Result<Candidate, StageError> {
+        let key = self.key;
+        let grid = how.grid_of(format).ok_or_else(|| failed(format!("{format} is not solved for")))?;
+        let (factor, settings) = (factors.of(&grid), SolveSettings::default());
+        let codes = match &self.outputs {
+            Some(outputs) => outputs.solve(self.weight.view(), factor, &grid, settings),
+            None => solve(self.weight.view(), factor, &grid, settings),
+        };
+        let codes = codes.map_err(|e| failed(format!("{key}: {e}")))?;
+        let packed = how.pack(&codes, format).map_err(failed)?;
+        store.keep(key, &packed)?;
+        let costs =
+            codes.row_errors.iter().zip(&self.row_weights).map(|(error, weight)| error * weight / 2.0);
+        Ok(Candidate {
+            format,
+            kl: costs.sum(),
+            relative_error: relative_error(self.weight.view(), &codes),
+            n_bytes: packed.bytes().len() as u64,
+        })
+    }
+}
+
+/// Damping of what outputs have in common, as a share of the mean diagonal.
+const OUTPUT_DAMPING: f64 = 0.05;
 
 /// The factors of one Hessian, for grids that cut columns in different ways.
 struct Factors<'a> {
@@ -164,16 +213,19 @@ struct Factors<'a> {
 }
 
 impl Factors<'_> {
-    fn of(&mut self, grid: &Grid) -> Result<&Factor, slmc_compress::CompressError> {
+    fn make(&mut self, grid: &Grid) -> Result<(), slmc_compress::CompressError> {
         let cut = [grid.group, grid.unit()];
-        let at = match self.found.iter().position(|(known, _)| *known == cut) {
-            Some(at) => at,
-            None => {
-                self.found.push((cut, Factor::new(self.hessian, grid, self.damping, true)?));
-                self.found.len() - 1
-            }
-        };
-        Ok(&self.found[at].1)
+        if self.found.iter().all(|(known, _)| *known != cut) {
+            self.found.push((cut, Factor::new(self.hessian, grid, self.damping, true)?));
+        }
+        Ok(())
+    }
+
+    /// The factor for a grid for which one was made.
+    fn of(&self, grid: &Grid) -> &Factor {
+        let cut = [grid.group, grid.unit()];
+        let found = self.found.iter().find(|(known, _)| *known == cut);
+        &found.expect("made before the solving began").1
     }
 }
 
@@ -231,7 +283,9 @@ fn solve_ends(
                 let codes = solve(part.view(), &factor, &grid, SolveSettings::default());
                 let codes = codes.map_err(|e| failed(format!("{key}: {e}")))?;
                 kl += codes.row_errors.iter().sum::<f64>() / 2.0 / n_tokens;
-                scatter(&mut whole, codes, rows, spec.vocab_size);
+                whole
+                    .get_or_insert_with(|| Codes::empty(&grid, spec.vocab_size, spec.d_model))
+                    .put_rows(&codes, rows);
             }
             let codes = whole.ok_or_else(|| failed(format!("{key}: there are no rows")))?;
             let packed = pack(&codes, format).map_err(failed)?;
@@ -261,28 +315,6 @@ fn classes(ins: &[f64], outs: &[f64], input: &Hessian, output: &Hessian) -> Vec<
         classes[class.clamp(0.0, CLASSES as f64 - 1.0) as usize].push(row);
     }
     classes
-}
-
-/// Puts a part's rows into the whole.
-fn scatter(whole: &mut Option<Codes>, part: Codes, rows: &[usize], n_rows: usize) {
-    let (n, n_groups, n_units) = (part.n_columns, part.n_groups(), part.n_units());
-    let whole = whole.get_or_insert_with(|| Codes {
-        grid: part.grid.clone(),
-        n_rows,
-        n_columns: n,
-        levels: vec![0; n_rows * n],
-        groups: vec![[0.0; 2]; n_rows * n_groups],
-        units: vec![[0.0; 2]; n_rows * n_units],
-        row_errors: vec![0.0; n_rows],
-    });
-    for (from, &to) in rows.iter().enumerate() {
-        whole.levels[to * n..(to + 1) * n].copy_from_slice(&part.levels[from * n..(from + 1) * n]);
-        whole.groups[to * n_groups..(to + 1) * n_groups]
-            .copy_from_slice(&part.groups[from * n_groups..(from + 1) * n_groups]);
-        whole.units[to * n_units..(to + 1) * n_units]
-            .copy_from_slice(&part.units[from * n_units..(from + 1) * n_units]);
-        whole.row_errors[to] = part.row_errors[from];
-    }
 }
 
 /// A Hessian divided by the weight of its tokens.
