@@ -144,6 +144,21 @@ fn killed_and_resumed_gives_the_same_bytes() {
 }
 
 #[test]
+fn unfinished_work_is_thrown_away_when_that_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.gguf");
+    let left = folder.path().join("out.gguf.run");
+    std::fs::create_dir(&left).unwrap();
+    std::fs::write(left.join("plan.json"), "{}").unwrap();
+    let mut command = arguments(["--format", "q4_0"], "gptq", &out);
+    check_refused(&command, "--fresh to throw it away");
+    command.push("--fresh".to_owned());
+    let output = run(&command);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(out.is_file() && !left.exists());
+}
+
+#[test]
 fn without_a_text_the_model_writes_its_own() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("own.gguf");

@@ -44,6 +44,9 @@ pub struct QuantizeArgs {
     /// Go on with unfinished work
     #[arg(long)]
     pub resume: bool,
+    /// Throw unfinished work away and start again
+    #[arg(long, conflicts_with = "resume")]
+    pub fresh: bool,
     /// Any other setting of the stage: n_sequences=64, seq_len=256, damping=0.02
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,

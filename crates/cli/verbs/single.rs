@@ -116,7 +116,7 @@ pub fn quantize(args: &QuantizeArgs, session: &Session<'_>) -> Result<(), Failur
     stages.insert(0, quantize);
     let recipe = Table::from_iter([("model".to_owned(), text(&args.model))]);
     // Rounding to nearest takes a second: there is nothing to keep of it.
-    let work = Work::prepare(&args.out, args.resume, args.method == "rtn")?;
+    let work = Work::prepare(&args.out, args.resume, args.fresh || args.method == "rtn")?;
     work.run(recipe, stages, Some("quantize"), session)
 }
 
