@@ -75,6 +75,27 @@ fn what_there_is_no_time_for_is_said() {
 }
 
 #[test]
+fn a_teacher_in_bytes_teaches_what_it_does_in_floats() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let (teacher, carved, data) =
+        (text(&tiny_teacher()), text(&path("carved")), text(&tiny_text("train.jsonl")));
+    let prune =
+        ["prune", &teacher, "--student", "n_layers=6,d_ff=320", "--calibration", &data, "--out", &carved];
+    run_json(prune.iter().chain(&["--set", "n_sequences=8", "--set", "seq_len=128"]));
+    let [float, bytes] = ["f32", "int8"].map(|precision| {
+        let setting = format!("teacher_precision={precision}");
+        distill(&path("carved"), &path(precision), &["--steps", "12", "--set", &setting]);
+        kld(&path(precision))
+    });
+    let carved = kld(&path("carved"));
+    assert!(float < 0.8 * carved, "KL {carved} before, {float} after");
+    assert!((bytes - float).abs() < 0.02 * float, "KL {float} learnt from floats, {bytes} from bytes");
+    let weights = |name: &str| std::fs::read(path(name).join("model.safetensors")).unwrap();
+    assert!(weights("f32") != weights("int8"), "the setting changes something");
+}
+
+#[test]
 fn only_a_student_of_the_teachers_blocks_is_fitted() {
     let folder = tempfile::tempdir().unwrap();
     let teacher = text(&tiny_teacher());

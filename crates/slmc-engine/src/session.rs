@@ -127,6 +127,23 @@ impl<'e> Session<'e> {
         Ok(())
     }
 
+    /// Adds tokens; what the head would multiply after each of them comes at the end of `hidden`, `[n_tokens, d_model]`:
+    /// for whoever compares all of a distribution and has a head of its own.
+    ///
+    /// # Errors
+    /// As [`Session::append`]; there may be nothing to add.
+    pub fn append_hidden(&mut self, tokens: &[TokenId], hidden: &mut Vec<f32>) -> Result<(), EngineError> {
+        self.check(tokens)?;
+        for batch in tokens.chunks(BATCH_ROWS) {
+            let (first, begin) = (self.tokens.len(), hidden.len());
+            self.run(batch)?;
+            self.state.hidden(self.engine, batch.len(), hidden);
+            let rows = hidden[begin..].chunks_exact(self.engine.spec().d_model);
+            rows.enumerate().try_for_each(|(row, numbers)| finite(numbers, first + row))?;
+        }
+        Ok(())
+    }
+
     fn check(&self, tokens: &[TokenId]) -> Result<(), EngineError> {
         let vocab_size = self.engine.spec().vocab_size;
         if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocab_size) {

@@ -94,6 +94,14 @@ impl State {
         Ok(())
     }
 
+    /// What the head multiplies, of the first `n` rows of the batch that ran last, `[n, d_model]`: the residual stream after
+    /// the final norm, in f32.
+    pub fn hidden(&self, engine: &Engine, n: usize, out: &mut Vec<f32>) {
+        let (spec, begin) = (engine.spec(), out.len());
+        out.extend_from_slice(&self.buffers.x[..n * spec.d_model]);
+        norm_rows(&mut out[begin..], &engine.weights().final_norm, spec.norm_eps);
+    }
+
     /// Logits of rows `row..row + n` of the batch that ran last, `[n, vocab_size]`.
     pub fn logits(&mut self, engine: &Engine, row: usize, n: usize) -> &[f32] {
         let (spec, b) = (engine.spec(), &mut self.buffers);

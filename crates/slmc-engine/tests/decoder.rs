@@ -43,6 +43,30 @@ fn every_kind_of_model_follows_the_formulas() {
 }
 
 #[test]
+fn logits_are_the_head_times_what_is_hidden() {
+    let spec = ModelSpec { n_layers: 2, ..llama(700) };
+    let checkpoint = checkpoint(&spec, 6, Format::F32);
+    let tokens = tokens(&spec, BATCH_ROWS + 19);
+    let role = if spec.tied_head { slmc_ir::Role::Embedding } else { slmc_ir::Role::Head };
+    let head = checkpoint.weights.read(slmc_ir::TensorKey::model(role)).unwrap();
+    let head = slmc_blocks::decode_weight(&head).unwrap();
+    let engine = Engine::load(&checkpoint, FLOAT).unwrap();
+    let mut session = engine.session(tokens.len()).unwrap();
+    let mut hidden = vec![0.5];
+    session.append_hidden(&tokens, &mut hidden).unwrap();
+    assert_eq!((hidden[0], hidden.len()), (0.5, 1 + tokens.len() * spec.d_model));
+    let product = |row: &[f32], head: &[f32]| -> f64 {
+        row.iter().zip(head).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum()
+    };
+    let expected: Vec<Vec<f64>> = hidden[1..]
+        .chunks_exact(spec.d_model)
+        .map(|row| head.chunks_exact(spec.d_model).map(|head| product(row, head)).collect())
+        .collect();
+    let error = worst(&run(&checkpoint, FLOAT, &tokens, 700), &expected);
+    assert!(error < 1e-4, "{error}");
+}
+
+#[test]
 fn batches_blocks_and_spans_join_without_a_seam() {
     // Beyond a batch (512 rows), a block of queries (64) and of keys (256), with a remainder in each.
     let spec = ModelSpec { n_layers: 1, ..llama(700) };

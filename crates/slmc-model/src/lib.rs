@@ -30,7 +30,7 @@ pub use device::{DeviceChoice, DeviceError};
 pub use evaluator::Evaluator;
 pub use forward::Captured;
 pub use gradients::{Grads, gradients};
-pub use load::LoadError;
+pub use load::{LoadError, read_matrix};
 pub use lora::{AdapterAdamW, AdapterGrads, Frozen, RowLoss, Rows, fresh_adapter};
 pub use loss::{DistillationLoss, distillation_loss, next_token_loss};
 pub use slices::passes::{BlockPass, HeadPass, HeadSeen, Mixed, Seen};

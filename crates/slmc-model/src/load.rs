@@ -89,6 +89,16 @@ impl Decoder {
     }
 }
 
+/// A matrix of the source, decoded to f32, on the device.
+pub fn read_matrix(
+    source: &dyn WeightSource,
+    key: TensorKey,
+    device: &Device,
+) -> Result<Tensor<2>, LoadError> {
+    let (numbers, shape) = (numbers_of(source, key)?, key.shape(source.spec()));
+    Ok(Tensor::from_data(TensorData::new(numbers, shape), device))
+}
+
 /// A tensor's numbers, decoded to f32, in row order.
 pub(crate) fn numbers_of(source: &dyn WeightSource, key: TensorKey) -> Result<Vec<f32>, LoadError> {
     let weight = source.read(key)?;

@@ -219,6 +219,8 @@ fn distill(mut table: Table, place: &str) -> Result<DistillConfig, RecipeError> 
     let sampled_tokens = take(&mut table, "sampled_tokens")?.unwrap_or(0);
     let sampled_share = take(&mut table, "sampled_share")?.unwrap_or(DistillConfig::SAMPLED_SHARE);
     let fit_tokens = take(&mut table, "fit_tokens")?.unwrap_or(0);
+    let teacher_precision =
+        take(&mut table, "teacher_precision")?.unwrap_or_else(|| DistillConfig::TEACHER_PRECISION.to_owned());
     let learn = take(&mut table, "learn")?.unwrap_or_else(|| DistillConfig::LEARN.to_owned());
     let train = typed(table, place)?;
     Ok(DistillConfig {
@@ -229,6 +231,7 @@ fn distill(mut table: Table, place: &str) -> Result<DistillConfig, RecipeError> 
         sampled_tokens,
         sampled_share,
         fit_tokens,
+        teacher_precision,
         learn,
         train,
     })

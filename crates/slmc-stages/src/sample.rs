@@ -97,7 +97,7 @@ pub fn sample_documents(
 
 /// The model with its float matrices in bytes, which writes half as fast again. What its distribution loses by that (SmolLM2: KL
 /// 0.004, with activations in bytes) is little beside what drawing from it adds.
-fn in_bytes(checkpoint: &Checkpoint) -> Result<Checkpoint, SourceError> {
+pub(crate) fn in_bytes(checkpoint: &Checkpoint) -> Result<Checkpoint, SourceError> {
     let weights = &checkpoint.weights;
     let mut plan = BTreeMap::new();
     for &key in weights.keys() {

@@ -15,6 +15,8 @@ pub(crate) struct Clock<'a> {
     step_began: f64,
     n_steps: u64,
     step_seconds: f64,
+    /// Of all steps but the first.
+    sum_of_steps: f64,
     eval_seconds: f64,
 }
 
@@ -29,6 +31,7 @@ impl<'a> Clock<'a> {
             step_began: 0.0,
             n_steps: 0,
             step_seconds: 0.0,
+            sum_of_steps: 0.0,
             eval_seconds: 0.0,
         }
     }
@@ -46,6 +49,9 @@ impl<'a> Clock<'a> {
     pub(crate) fn end_step(&mut self) -> f64 {
         let seconds = self.seconds() - self.step_began;
         self.n_steps += 1;
+        if self.n_steps > 1 {
+            self.sum_of_steps += seconds;
+        }
         // A session's first step warms up caches and devices: it counts only until there is a second one.
         self.step_seconds = match self.n_steps {
             1 | 2 => seconds,
@@ -60,6 +66,19 @@ impl<'a> Clock<'a> {
     /// What a step takes, from the session's latest ones; 0 before the first.
     pub(crate) fn step_seconds(&self) -> f64 {
         self.step_seconds
+    }
+
+    /// Steps of the session.
+    pub(crate) fn n_steps(&self) -> u64 {
+        self.n_steps
+    }
+
+    /// What a step took on average in this session, its first left out where there is another; 0 before it.
+    pub(crate) fn mean_step_seconds(&self) -> f64 {
+        match self.n_steps {
+            0 | 1 => self.step_seconds,
+            n => self.sum_of_steps / (n - 1) as f64,
+        }
     }
 
     pub(crate) fn note_eval(&mut self, seconds: f64) {

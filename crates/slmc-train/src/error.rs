@@ -48,6 +48,9 @@ pub enum TrainError {
     /// Distillation without a teacher, or the other way round.
     #[error("{0}")]
     Teacher(&'static str),
+    /// The teacher could not be asked.
+    #[error("the teacher: {0}")]
+    Teaching(String),
     /// A packed model whose scales cannot learn.
     #[error("{0}")]
     Packed(String),

@@ -14,24 +14,21 @@ use slmc_model::{
 use crate::batches::{n_targets, target_positions, weights};
 use crate::learn::{Learn, StepFigures};
 use crate::run_folder::{MODEL_FILE, OPTIMIZER_FILE, SavedFile};
+use crate::teacher::{Teacher, input_ids};
 use crate::tensor_file::{self, Entry, TensorFile};
 use crate::{DistillSettings, EvalFigures, LossFigures, TrainError, TrainSettings};
 
 /// A student that learns.
-pub(crate) struct Learner {
+pub(crate) struct Learner<'t> {
     student: Decoder,
-    teacher: Option<Decoder>,
+    teacher: Option<&'t dyn Teacher>,
     optimizer: AdamW,
 }
 
-impl Learner {
+impl<'t> Learner<'t> {
     /// A student at the start of its run.
-    pub(crate) fn new(student: Decoder, teacher: Option<&Decoder>, settings: &TrainSettings) -> Self {
-        Self {
-            student: trainable(student, settings),
-            teacher: teacher.map(|teacher| teacher.for_evaluation().with_products(settings.products())),
-            optimizer: AdamW::new(),
-        }
+    pub(crate) fn new(student: Decoder, teacher: Option<&'t dyn Teacher>, settings: &TrainSettings) -> Self {
+        Self { student: trainable(student, settings), teacher, optimizer: AdamW::new() }
     }
 
     /// The student and its optimizer as a checkpoint of `step` steps holds them, bit for bit.
@@ -39,7 +36,7 @@ impl Learner {
         folder: &Path,
         step: u64,
         spec: &ModelSpec,
-        teacher: Option<&Decoder>,
+        teacher: Option<&'t dyn Teacher>,
         settings: &TrainSettings,
         device: &Device,
     ) -> Result<Self, TrainError> {
@@ -47,15 +44,16 @@ impl Learner {
         let student = Decoder::load(&source, device).map_err(|e| TrainError::checkpoint(folder, e))?;
         let student = trainable(student, settings);
         let optimizer = restore_optimizer(&folder.join(OPTIMIZER_FILE), step, &student)?;
-        Ok(Self {
-            student,
-            teacher: teacher.map(|teacher| teacher.for_evaluation().with_products(settings.products())),
-            optimizer,
-        })
+        Ok(Self { student, teacher, optimizer })
     }
 
     /// Loss and gradients of one micro-batch, both times `share`.
-    fn backward(&self, batch: &Batch, share: f64, settings: &TrainSettings) -> (LossFigures, Grads) {
+    fn backward(
+        &self,
+        batch: &Batch,
+        share: f64,
+        settings: &TrainSettings,
+    ) -> Result<(LossFigures, Grads), TrainError> {
         let (n_rows, n_columns, products) = (batch.batch_size, batch.seq_len, self.student.products());
         let run = |loss: &dyn Fn(Tensor<3>, Tensor<2>) -> (Tensor<1>, LossFigures)| {
             let scaled = |hidden, head| {
@@ -64,9 +62,9 @@ impl Learner {
             };
             gradients(&self.student, &batch.inputs, n_rows, n_columns, scaled, settings.recompute)
         };
-        let (total, figures, grads) = match (&self.teacher, settings.distill) {
+        let (total, figures, grads) = match (self.teacher, settings.distill) {
             (Some(teacher), Some(distill)) => {
-                let soft = teacher.hidden(input_ids(batch, &teacher.device()));
+                let soft = teacher.hidden(batch)?;
                 run(&|hidden, head| {
                     distill_loss(hidden, head, soft.clone(), teacher.head(), batch, distill, share, products)
                 })
@@ -79,7 +77,7 @@ impl Learner {
                 )
             }),
         };
-        (LossFigures { loss: f64::from(total), ..figures }, grads)
+        Ok((LossFigures { loss: f64::from(total), ..figures }, grads))
     }
 
     /// Loss and gradients of a step's micro-batches, each target token weighing the same; clipped.
@@ -99,7 +97,7 @@ impl Learner {
         let mut grads = Grads::default();
         for batch in batches.iter().filter(|batch| n_targets(batch) > 0) {
             let share = n_targets(batch) as f64 / n_all as f64;
-            let (part, part_grads) = self.backward(batch, share, settings);
+            let (part, part_grads) = self.backward(batch, share, settings)?;
             add(&mut losses, part);
             grads.accumulate(part_grads);
         }
@@ -122,7 +120,7 @@ impl Learner {
     }
 }
 
-impl Learn for Learner {
+impl Learn for Learner<'_> {
     type Student = Decoder;
 
     fn step(
@@ -141,7 +139,7 @@ impl Learn for Learner {
         let student = self.student.for_evaluation();
         let (mut sum, mut tokens) = (0.0, 0);
         for batch in batches {
-            let hidden = student.hidden(input_ids(batch, &student.device()));
+            let hidden = student.hidden(input_ids(batch, &student));
             sum += nll_sum(&student, hidden, batch);
             tokens += n_targets(batch) as u64;
         }
@@ -245,12 +243,6 @@ fn nll_sum(student: &Decoder, hidden: Tensor<3>, batch: &Batch) -> f64 {
     let mean =
         next_token_loss(hidden, student.head(), &batch.targets, weights.as_deref(), student.products());
     f64::from(mean.into_scalar::<f32>()) * n_targets(batch) as f64
-}
-
-/// A batch's inputs, `[batch_size, seq_len]`.
-fn input_ids(batch: &Batch, device: &Device) -> Tensor<2, Int> {
-    let ids: Vec<i32> = batch.inputs.iter().map(|id| id.cast_signed()).collect();
-    Tensor::from_data(TensorData::new(ids, [batch.batch_size, batch.seq_len]), device)
 }
 
 /// The tensor to blame for a gradient that is not finite.

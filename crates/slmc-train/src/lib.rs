@@ -17,6 +17,7 @@ mod plan;
 mod run_folder;
 mod scale_learner;
 mod settings;
+mod teacher;
 mod tensor_file;
 mod train;
 
@@ -26,6 +27,7 @@ pub use metrics::{EvalFigures, LossFigures, MetricsLine};
 pub use plan::{Plan, TIMED_STEPS};
 pub use run_folder::{RunState, discard};
 pub use settings::{Budget, DistillSettings, Precision, TrainSettings};
+pub use teacher::Teacher;
 pub use train::{
     AdapterInputs, Outcome, ScaleInputs, Stopped, TrainInputs, train, train_adapter, train_scales,
 };

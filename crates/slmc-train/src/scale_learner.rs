@@ -14,26 +14,26 @@ use crate::learner::{Learner, numbers};
 use crate::packed::PackedTensor;
 use crate::run_folder::SavedFile;
 use crate::tensor_file::{self, Entry, TensorFile};
-use crate::{EvalFigures, TrainError, TrainSettings};
+use crate::{EvalFigures, Teacher, TrainError, TrainSettings};
 
 /// Changes and their moments in a checkpoint.
 const SCALES_FILE: &str = "scales.safetensors";
 const PARTS: [&str; 3] = ["change", "first", "second"];
 
 /// A decoder made of packed tensors, and the tensors.
-pub(crate) struct ScaleLearner {
+pub(crate) struct ScaleLearner<'t> {
     /// The student's numbers, and the teacher; its optimizer is not used.
-    whole: Learner,
+    whole: Learner<'t>,
     tensors: Vec<PackedTensor>,
     n_steps: u64,
 }
 
-impl ScaleLearner {
+impl<'t> ScaleLearner<'t> {
     /// A packed model at the start of its run. `student` has its numbers.
     pub(crate) fn new(
         source: &dyn WeightSource,
         student: Decoder,
-        teacher: Option<&Decoder>,
+        teacher: Option<&'t dyn Teacher>,
         settings: &TrainSettings,
     ) -> Result<Self, TrainError> {
         let mut tensors = Vec::new();
@@ -79,7 +79,7 @@ impl ScaleLearner {
     }
 }
 
-impl Learn for ScaleLearner {
+impl Learn for ScaleLearner<'_> {
     type Student = BTreeMap<TensorKey, Weight>;
 
     fn step(

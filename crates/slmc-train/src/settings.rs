@@ -14,8 +14,8 @@ pub enum Budget {
     Steps(u64),
     /// At least this many training tokens (rounded up to a whole step).
     Tokens(u64),
-    /// As many steps as fit in so many minutes, evaluations included. Measured once, over the first steps,
-    /// and then a number of steps like any other: see [`Plan`](crate::Plan).
+    /// As many steps as fit in so many minutes, evaluations included. Measured over the first steps, and again after each
+    /// third of them but the last: see [`Plan`](crate::Plan).
     Minutes(f64),
 }
 
@@ -147,7 +147,7 @@ impl TrainSettings {
     }
 
     /// How products are computed here; [`validate`](Self::validate) has proved that it is possible.
-    pub(crate) fn products(&self) -> Products {
+    pub fn products(&self) -> Products {
         match self.precision {
             Precision::F32 => Products::Single,
             Precision::Bf16 => Products::half().unwrap_or_default(),

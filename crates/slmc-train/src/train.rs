@@ -17,7 +17,8 @@ use crate::metrics::Metrics;
 use crate::run_folder::RunFolder;
 use crate::scale_learner::ScaleLearner;
 use crate::{
-    Budget, EvalFigures, LossFigures, MetricsLine, Plan, RunState, TIMED_STEPS, TrainError, TrainSettings,
+    Budget, EvalFigures, LossFigures, MetricsLine, Plan, RunState, TIMED_STEPS, Teacher, TrainError,
+    TrainSettings,
 };
 
 /// Seconds between checkpoints when the settings leave it to the clock.
@@ -30,8 +31,8 @@ const OVERTIME: f64 = 1.1;
 pub struct TrainInputs<'a> {
     /// The model to train. A resumed run takes its weights from the checkpoint instead.
     pub student: Decoder,
-    /// Whom it learns from, exactly when the settings say `distill`; on the student's device.
-    pub teacher: Option<&'a Decoder>,
+    /// Whom it learns from, exactly when the settings say `distill`.
+    pub teacher: Option<&'a dyn Teacher>,
     /// Training batches of `batch_size` sequences of `seq_len` tokens.
     pub train: &'a dyn BatchSource,
     /// Held-out batches, measured as often as the settings say; none, nothing is measured.
@@ -105,7 +106,7 @@ pub struct Outcome<S = Decoder> {
 /// warm-up, cosine decay and clipping of the gradient's norm.
 ///
 /// `run_dir` may hold an earlier session of the same run: it goes on from its newest checkpoint, and ends in the
-/// same bytes as an unbroken one (a budget in minutes is resolved once, by the first session). With other
+/// same bytes as an unbroken one (of a budget in minutes, as one that the clock gives the same steps: see [`Plan`]). With other
 /// settings or inputs it is refused; [`discard`](crate::discard) clears the folder. `device` is the student's.
 pub fn train(
     inputs: TrainInputs<'_>,
@@ -294,14 +295,14 @@ impl Run<'_> {
         self.state.step += 1;
         self.state.tokens += settings.tokens_per_step();
         self.state.losses = figures.losses;
-        let resolved = self.resolve_minutes()?;
+        let planned = self.plan_minutes()?;
         let eval = if self.is_evaluation_due() { Some(self.evaluate(&learner)?) } else { None };
         self.write_line(Some((&figures, rate)), Some(step_seconds), eval)?;
         self.show_progress(figures.losses.loss);
-        if resolved || self.is_checkpoint_due() {
+        if planned || self.is_checkpoint_due() {
             self.save(&learner)?;
         }
-        if resolved {
+        if planned {
             self.host.end();
             self.announce();
         }
@@ -316,13 +317,20 @@ impl Run<'_> {
         self.host.advance_to(self.state.tokens, "");
     }
 
-    /// Turns minutes into steps once enough of them were timed; true at the step where that happens.
-    fn resolve_minutes(&mut self) -> Result<bool, TrainError> {
-        let (Budget::Minutes(minutes), None) = (self.settings.budget, self.state.plan.total_steps) else {
-            return Ok(false);
-        };
+    /// Turns minutes into steps once enough of them were timed, and looks at them again later; true at a step where the
+    /// plan changes.
+    fn plan_minutes(&mut self) -> Result<bool, TrainError> {
+        let Budget::Minutes(minutes) = self.settings.budget else { return Ok(false) };
+        let (done, is_settled) = (self.state.step, self.state.plan.total_steps.is_some());
         let seconds_left = minutes * 60.0 - self.clock.seconds();
-        if self.state.step < TIMED_STEPS && seconds_left > 0.0 {
+        let is_due = match is_settled {
+            false => done >= TIMED_STEPS || seconds_left <= 0.0,
+            // A session that has just gone on knows too little of its pace.
+            true => {
+                self.state.plan.revision_is_due(self.settings, done) && self.clock.n_steps() >= TIMED_STEPS
+            }
+        };
+        if !is_due {
             return Ok(false);
         }
         let eval_seconds = self.clock.eval_seconds();
@@ -330,13 +338,16 @@ impl Run<'_> {
             0 => 0.0,
             every => eval_seconds / every as f64,
         };
-        let step_seconds = self.clock.step_seconds();
+        let step_seconds = self.clock.mean_step_seconds();
         if step_seconds <= 0.0 {
             let why = "needs a host whose clock runs: give steps or tokens";
             return Err(TrainError::Setting { field: "budget.minutes", value: minutes.to_string(), why });
         }
-        let left = seconds_left - eval_seconds; // the last evaluation
-        self.state.plan.resolve(self.settings, self.state.step, step_seconds + eval_share, left);
+        let (each, left) = (step_seconds + eval_share, seconds_left - eval_seconds); // the last evaluation
+        if is_settled {
+            return Ok(self.state.plan.revise(done, each, left));
+        }
+        self.state.plan.resolve(self.settings, done, each, left);
         Ok(true)
     }
 

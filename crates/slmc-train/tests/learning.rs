@@ -78,7 +78,10 @@ fn two_half_batches_are_one_whole_batch() {
             let settings = TrainSettings { batch_size, accumulate, distill, ..settings(6) };
             let source = Counting { masked, ..Counting::of(&settings) };
             let folder = tempfile::tempdir().unwrap();
-            let inputs = TrainInputs { teacher: teacher.as_ref(), ..inputs(&source, folder.path()) };
+            let inputs = TrainInputs {
+                teacher: teacher.as_ref().map(|teacher| teacher as &dyn slmc_train::Teacher),
+                ..inputs(&source, folder.path())
+            };
             lines(&train(inputs, &settings, &device(), &SilentHost).unwrap().metrics)
         };
         for (halves, whole) in run(2, 2).into_iter().zip(run(4, 1)) {

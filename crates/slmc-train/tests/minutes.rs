@@ -69,19 +69,29 @@ fn a_machine_that_slows_down_is_stopped_aloud() {
 }
 
 #[test]
+fn a_machine_that_speeds_up_does_more() {
+    let (settings, host) = (minutes(1.0), FakeHost::default());
+    let folder = tempfile::tempdir().unwrap();
+    let outcome = run(folder.path(), &settings, &host, |index| if index < 8 { 2000 } else { 1000 });
+    // 30 steps by the first five. After 10 of them 42 s are left, 16 / 9 s a step: 33. After 22, 30 s, 28 / 21 s a step: 44.
+    assert_eq!((outcome.stopped, outcome.steps, outcome.seconds), (Stopped::Completed, 44, 52.0));
+    assert!(host.warnings.lock().unwrap().is_empty());
+}
+
+#[test]
 fn a_resumed_run_keeps_the_plan_whatever_the_clock_says() {
     let settings = minutes(1.0);
     let folder = tempfile::tempdir().unwrap();
     let unbroken = run(folder.path(), &settings, &FakeHost::default(), |_| 2000);
     assert_eq!(unbroken.steps, 30);
 
-    for stop in [2, 5, 17] {
+    for stop in [2, 5, 17, 23] {
         let folder = tempfile::tempdir().unwrap();
         let host = FakeHost { stop_at_tokens: Some(stop * 32), ..FakeHost::default() };
         let first = run(folder.path(), &settings, &host, |_| 2000);
         assert_eq!((first.stopped, first.steps), (Stopped::Interrupted, stop));
-        // Once the plan is settled, another pace changes nothing.
-        let pace = if stop < 5 { |_| 2000 } else { |_| 100 };
+        // Once the plan was looked at for the last time, another pace changes nothing.
+        let pace = if stop < 20 { |_| 2000 } else { |_| 100 };
         let resumed = run(folder.path(), &settings, &FakeHost::default(), pace);
         assert_eq!((resumed.stopped, resumed.steps), (Stopped::Completed, 30));
         assert_eq!(bits(&resumed.student), bits(&unbroken.student), "stopped at {stop}");

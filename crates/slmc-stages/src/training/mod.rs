@@ -3,6 +3,7 @@
 mod data;
 mod finish;
 mod fit;
+mod teacher;
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,6 +19,7 @@ pub(crate) use self::finish::{check_stopped, float_of};
 use self::{
     data::{Sampled, SampledText},
     fit::{Fitted, Limits},
+    teacher::TeacherPrecision,
 };
 use crate::{
     Surroundings,
@@ -40,6 +42,7 @@ struct Teaching {
     sampled: Option<Sampled>,
     /// Tokens that the student is fitted to its teacher on.
     fit_tokens: usize,
+    precision: TeacherPrecision,
     learn: Learning,
 }
 
@@ -79,6 +82,7 @@ impl Training {
             "scales" => Learning::Scales,
             other => return Err(format!("learn = `{other}`: what learns is `weights` or `scales`")),
         };
+        let precision = TeacherPrecision::parse(&config.teacher_precision)?;
         if learn == Learning::Scales && config.fit_tokens > 0 {
             return Err(
                 "fit_tokens: what is fitted are weights; with learn = `scales` leave it at 0".to_owned()
@@ -97,6 +101,7 @@ impl Training {
                 settings,
                 sampled,
                 fit_tokens: config.fit_tokens,
+                precision,
                 learn,
             }),
             config: config.train,
@@ -255,12 +260,10 @@ impl Stage for Training {
             fallbacks.push(message.to_owned());
         }
         let device = open_device(&self.around)?;
-        let load = |checkpoint: &Checkpoint, device: &_| {
-            Decoder::load(&*checkpoint.weights, device).map_err(|e| StageError::Failed(e.to_string()))
-        };
         let fitted = self.fitted(&input, teacher.as_ref(), &train_batches, context)?;
-        let student = load(fitted.as_ref().map_or(&input, |fitted| &fitted.student), &device)?;
-        let teacher_decoder = teacher.as_ref().map(|teacher| load(teacher, &device)).transpose()?;
+        let student = fitted.as_ref().map_or(&input, |fitted| &fitted.student);
+        let student =
+            Decoder::load(&*student.weights, &device).map_err(|e| StageError::Failed(e.to_string()))?;
         for message in self.cut_short(sampled.as_ref().map(|(text, _)| text), fitted.as_ref(), input.spec()) {
             context.host.warn(&message);
             fallbacks.push(message);
@@ -277,13 +280,16 @@ impl Stage for Training {
                 return Err(StageError::Input(message.to_owned()));
             }
         }
+        let asked = self.teaching.as_ref().zip(teacher.as_ref());
+        let asked = asked.map(|(teaching, teacher)| teaching.precision.teacher(teacher, &settings, &device));
+        let asked = asked.transpose()?;
         let held_out = eval_batches.iter().flat_map(|batches| {
             let n_batches = batches.n_batches_per_epoch().min(self.config.eval_batches as u64);
             (0..n_batches).map(|index| batches.batch(index))
         });
         let inputs = TrainInputs {
             student,
-            teacher: teacher_decoder.as_ref(),
+            teacher: asked.as_deref(),
             train: &train_batches,
             eval: &held_out.collect::<Vec<_>>(),
             run_dir: context.folder,
