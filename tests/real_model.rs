@@ -102,6 +102,8 @@ fn the_main_job_makes_a_student_that_llama_cpp_runs() {
         "distill.fit_tokens=0",
         "carve.n_sequences=4",
         "carve.seq_len=128",
+        "quantize.n_sequences=4",
+        "quantize.seq_len=128",
         "eval.chunks=1",
     ];
     let mut arguments = vec!["run".to_owned(), recipe.to_str().unwrap().to_owned()];
