@@ -31,7 +31,7 @@ pub fn fast() -> Result<()> {
 }
 
 /// Crates whose release build does not check arithmetic (Cargo.toml, profile.release).
-const UNCHECKED_CRATES: [&str; 3] = ["slmc-blocks", "slmc-kernels", "slmc-compress"];
+const UNCHECKED_CRATES: [&str; 4] = ["slmc-blocks", "slmc-kernels", "slmc-compress", "xtask"];
 
 /// Tests with overflow checks and debug assertions, of the crates whose tests have run without. Of the release profile all else
 /// stays, so that what they depend on is not built again.

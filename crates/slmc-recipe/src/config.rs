@@ -218,7 +218,7 @@ pub struct DistillConfig {
     /// for none. The fitting counts as part of a budget in minutes.
     pub fit_tokens: usize,
     /// What the teacher computes in: `f32`, on the student's device; or `int8`, in the engine, on the CPU: activations in
-    /// bytes, packed matrices as they are, float ones in q8_0. A quarter of the memory and less, and with VNNI faster.
+    /// bytes, packed matrices as they are, float ones in q8_0; the head is in floats.
     pub teacher_precision: String,
     /// What learns: `weights`, or of a packed model `scales`: each block's f16 scale and the norms' gains, while its
     /// levels, formats and size stay.

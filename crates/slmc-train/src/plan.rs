@@ -59,16 +59,17 @@ impl Plan {
     /// Whether it is time to look again at a budget in minutes that was settled, after `done` steps.
     pub fn revision_is_due(&self, settings: &TrainSettings, done: u64) -> bool {
         let (Budget::Minutes(_), Some(total)) = (settings.budget, self.total_steps) else { return false };
-        let third = (total * (self.n_revisions + 1)).div_ceil(REVISIONS + 1);
-        self.n_revisions < REVISIONS && (third..total).contains(&done)
+        // A checkpoint may say anything.
+        let third = |n: u64| total.saturating_mul(n).div_ceil(REVISIONS + 1);
+        self.n_revisions < REVISIONS && (third(self.n_revisions + 1)..total).contains(&done)
     }
 
     /// Looks again at a budget in minutes, as [`resolve`](Self::resolve) does; whether that changes the steps.
     pub fn revise(&mut self, done: u64, seconds_per_step: f64, seconds_left: f64) -> bool {
         self.n_revisions += 1;
-        let old = self.total_steps;
+        let old = self.total_steps.unwrap_or(done);
         let new = done + steps_in(seconds_left, seconds_per_step);
-        let changes = old.is_none_or(|old| old.abs_diff(new) as f64 > WORTH_REVISING * old as f64);
+        let changes = old.abs_diff(new) as f64 > WORTH_REVISING * old as f64;
         if changes {
             self.total_steps = Some(new);
         }
