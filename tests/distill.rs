@@ -25,6 +25,14 @@ fn distill(student: &Path, out: &Path, more: &[&str]) -> serde_json::Value {
     run_json(arguments)
 }
 
+/// Cuts a student of this shape out of the small teacher, by what its blocks and channels are worth on a little text.
+fn carve(shape: &str, n_sequences: usize, out: &Path) {
+    let (teacher, data, out) = (text(&tiny_teacher()), text(&tiny_text("train.jsonl")), text(out));
+    let n_sequences = format!("n_sequences={n_sequences}");
+    let prune = ["prune", &teacher, "--student", shape, "--calibration", &data, "--out", &out];
+    run_json(prune.iter().chain(&["--set", &n_sequences, "--set", "seq_len=128"]));
+}
+
 /// KL divergence from the float teacher on the held-out text, with the weights as they decode.
 fn kld(model: &Path) -> f64 {
     let (model, teacher, data) = (text(model), text(&tiny_teacher()), text(&tiny_text("eval.jsonl")));
@@ -37,11 +45,7 @@ fn kld(model: &Path) -> f64 {
 fn a_carved_student_is_fitted_to_its_teacher_before_it_trains() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
-    let (teacher, carved) = (text(&tiny_teacher()), text(&path("carved")));
-    let data = text(&tiny_text("train.jsonl"));
-    let prune =
-        ["prune", &teacher, "--student", "n_layers=6,d_ff=320", "--calibration", &data, "--out", &carved];
-    run_json(prune.iter().chain(&["--set", "n_sequences=16", "--set", "seq_len=128"]));
+    carve("n_layers=6,d_ff=320", 16, &path("carved"));
 
     // One step that changes nothing: what is measured is the fit.
     let still = ["--steps", "1", "--set", "learning_rate=1e-12", "--set", "weight_decay=0"];
@@ -63,10 +67,7 @@ fn a_carved_student_is_fitted_to_its_teacher_before_it_trains() {
 fn what_there_is_no_time_for_is_said() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
-    let (teacher, carved, data) =
-        (text(&tiny_teacher()), text(&path("carved")), text(&tiny_text("train.jsonl")));
-    let prune = ["prune", &teacher, "--student", "d_ff=320", "--calibration", &data, "--out", &carved];
-    run_json(prune.iter().chain(&["--set", "n_sequences=4", "--set", "seq_len=64"]));
+    carve("d_ff=320", 4, &path("carved"));
     let more = ["--minutes", "0.05", "--set", "sampled_tokens=1000000", "--set", "fit_tokens=400000"];
     let found = distill(&path("carved"), &path("out"), &more);
     let said = found["fallbacks"].to_string();
@@ -78,11 +79,7 @@ fn what_there_is_no_time_for_is_said() {
 fn a_teacher_in_bytes_teaches_what_it_does_in_floats() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
-    let (teacher, carved, data) =
-        (text(&tiny_teacher()), text(&path("carved")), text(&tiny_text("train.jsonl")));
-    let prune =
-        ["prune", &teacher, "--student", "n_layers=6,d_ff=320", "--calibration", &data, "--out", &carved];
-    run_json(prune.iter().chain(&["--set", "n_sequences=8", "--set", "seq_len=128"]));
+    carve("n_layers=6,d_ff=320", 8, &path("carved"));
     let [float, bytes] = ["f32", "int8"].map(|precision| {
         let setting = format!("teacher_precision={precision}");
         distill(&path("carved"), &path(precision), &["--steps", "12", "--set", &setting]);

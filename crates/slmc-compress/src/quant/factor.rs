@@ -1,19 +1,13 @@
 //! The order in which columns are rounded, and how an error in one is made up for by those after it.
 
-use faer::{
-    Mat, Par,
-    dyn_stack::{MemBuffer, MemStack},
-    linalg::{cholesky::llt, triangular_inverse::invert_lower_triangular},
-    prelude::default,
+use faer::{Mat, Par, linalg::triangular_inverse::invert_lower_triangular};
+
+use super::{
+    cholesky::{damped, of_the_reverse},
+    grid::Grid,
+    hessian::Hessian,
 };
-
-use super::{grid::Grid, hessian::Hessian};
 use crate::CompressError;
-
-/// Where damping begins to grow from when asked for less.
-const SMALLEST_DAMPING: f64 = 1e-6;
-/// Where it stops: at ten times the mean diagonal any such matrix is far from singular.
-const LARGEST_DAMPING: f64 = 10.0;
 
 /// The order of columns and the factor of the inverse Hessian (GPTQ, Frantar et al. 2022, arXiv:2210.17323,
 /// section 3.3, step 3): `H⁻¹ = Uᵀ U` with `U` upper triangular, columns in the order of rounding.
@@ -49,9 +43,6 @@ impl Factor {
         by_importance: bool,
     ) -> Result<Self, CompressError> {
         hessian.check()?;
-        if !(damping.is_finite() && damping >= 0.0) {
-            return Err(CompressError::Damping(damping));
-        }
         let n = hessian.n_columns();
         let unit = grid.unit();
         if unit != grid.group && !n.is_multiple_of(unit) {
@@ -61,26 +52,15 @@ impl Factor {
         let order = if by_importance { order(&diagonal, grid) } else { (0..n).collect() };
         let mean = diagonal.iter().map(|&h| f64::from(h)).sum::<f64>() / n as f64;
         let n_dead = diagonal.iter().filter(|&&h| h == 0.0).count();
-        let mut damping = damping;
-        loop {
+        let at = |damping: f64, i: usize, j: usize| {
+            let entry = f64::from(hessian.at(order[i], order[j]));
             // A channel that was never active says nothing of the others: it is rounded by itself.
-            let at = |i: usize, j: usize| {
-                let entry = f64::from(hessian.at(order[i], order[j]));
-                if i != j {
-                    entry
-                } else {
-                    entry + damping * mean + if entry == 0.0 { mean.max(1e-30) } else { 0.0 }
-                }
-            };
-            if let Some(upper) = inverse_factor(n, at) {
-                let hessian = (0..n * n).map(|at_| at(at_ / n, at_ % n) as f32).collect();
-                return Ok(Self { order, upper, hessian, damping, lambda: damping * mean, n_dead });
-            }
-            if damping >= LARGEST_DAMPING {
-                return Err(CompressError::Singular(damping));
-            }
-            damping = (damping * 10.0).max(SMALLEST_DAMPING);
-        }
+            let own = if entry == 0.0 { mean.max(1e-30) } else { 0.0 };
+            if i == j { entry + damping * mean + own } else { entry }
+        };
+        let (upper, damping) = damped(damping, |damping| inverse_factor(n, |i, j| at(damping, i, j)))?;
+        let hessian = (0..n * n).map(|place| at(damping, place / n, place % n) as f32).collect();
+        Ok(Self { order, upper, hessian, damping, lambda: damping * mean, n_dead })
     }
 
     /// Columns of the layer.
@@ -118,11 +98,7 @@ fn order(diagonal: &[f32], grid: &Grid) -> Vec<usize> {
 /// `U`, or `None` when the matrix has no Cholesky factor. With the columns reversed, `H = L Lᵀ`; then the reversed
 /// `L⁻¹` is `U`.
 fn inverse_factor(n: usize, at: impl Fn(usize, usize) -> f64) -> Option<Vec<f32>> {
-    let mut lower = Mat::from_fn(n, n, |i, j| at(n - 1 - i, n - 1 - j));
-    let scratch = llt::factor::cholesky_in_place_scratch::<f64>(n, Par::Seq, default());
-    let mut memory = MemBuffer::new(scratch);
-    let stack = MemStack::new(&mut memory);
-    llt::factor::cholesky_in_place(lower.as_mut(), default(), Par::Seq, stack, default()).ok()?;
+    let lower = of_the_reverse(n, at)?;
     let mut inverse = Mat::zeros(n, n);
     invert_lower_triangular(inverse.as_mut(), lower.as_ref(), Par::Seq);
     let mut upper = vec![0.0; n * n];

@@ -5,6 +5,7 @@
 
 mod awq;
 mod budget;
+mod cholesky;
 mod codes;
 mod factor;
 mod grid;
@@ -14,6 +15,8 @@ mod propose;
 mod refine;
 mod round;
 mod solve;
+#[cfg(test)]
+mod test_support;
 mod trial;
 mod widest;
 

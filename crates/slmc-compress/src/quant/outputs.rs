@@ -7,16 +7,12 @@
 //! that of `e = M δ` by the blocks of `D`: row by row `e` is rounded by `H` alone (both sides at once: YAQA, Tseng et al.
 //! 2025, arXiv:2505.22988, section 3.2).
 
-use faer::{
-    Accum, Mat, MatMut, MatRef as FaerRef, Par,
-    dyn_stack::{MemBuffer, MemStack},
-    linalg::{cholesky::llt, matmul::matmul},
-    prelude::default,
-};
+use faer::{Accum, Mat, MatMut, MatRef as FaerRef, Par, linalg::matmul::matmul};
 use ndarray::{Array2, Axis};
 use rayon::prelude::*;
 
 use super::{
+    cholesky::{damped, of_the_reverse},
     codes::Codes,
     factor::Factor,
     grid::Grid,
@@ -34,8 +30,6 @@ const N_CHUNKS: usize = 4;
 const SMALLEST_CHUNK: usize = 8;
 /// Columns of a product that are one piece of work.
 const CHUNK_COLUMNS: usize = 128;
-/// Where damping stops to grow.
-const LARGEST_DAMPING: f64 = 10.0;
 
 /// What a layer's outputs have in common.
 #[derive(Clone, Debug)]
@@ -50,8 +44,8 @@ pub struct Outputs {
 }
 
 impl Outputs {
-    /// From the mean of `g gᵀ` over tokens. `damping` is a share of the mean diagonal, which grows where the matrix cannot be
-    /// factored.
+    /// From the mean of `g gᵀ` over tokens. `damping` is a share of the mean diagonal, as of [`Factor::new`]; it counts in the
+    /// [weights](Self::weights), too.
     ///
     /// # Errors
     /// When nothing or something not finite was observed, or the matrix cannot be factored.
@@ -67,20 +61,12 @@ impl Outputs {
         let mut order: Vec<usize> = (0..n).collect();
         order.sort_by(|&a, &b| diagonal[b].total_cmp(&diagonal[a]).then(a.cmp(&b)));
         let mean = diagonal.iter().map(|&g| f64::from(g)).sum::<f64>() / n as f64;
-        let mut damping = damping;
-        let upper = loop {
-            let at = |i: usize, j: usize| {
+        let (upper, _) = damped(damping, |damping| {
+            upper_factor(n, |i, j| {
                 let entry = f64::from(gradients.at(order[i], order[j]));
                 if i == j { entry + (damping * mean).max(1e-30) } else { entry }
-            };
-            if let Some(upper) = upper_factor(n, at) {
-                break upper;
-            }
-            if damping >= LARGEST_DAMPING {
-                return Err(CompressError::Singular(damping));
-            }
-            damping = (damping * 10.0).max(1e-6);
-        };
+            })
+        })?;
         // One row after the other: G = Mᵀ D M with M[j][k] = U[k][j] / U[j][j] and D[j] = U[j][j]².
         let own = |j: usize| upper[(j, j)] * upper[(j, j)];
         let by_row = |j: usize, k: usize| upper[(k, j)] / upper[(j, j)];
@@ -170,11 +156,7 @@ impl Outputs {
 
 /// `U` upper triangular with `G = U Uᵀ`, or `None` where there is none: Cholesky's factor of the matrix turned around.
 fn upper_factor(n: usize, at: impl Fn(usize, usize) -> f64) -> Option<Mat<f64>> {
-    let mut lower = Mat::from_fn(n, n, |i, j| at(n - 1 - i, n - 1 - j));
-    let scratch = llt::factor::cholesky_in_place_scratch::<f64>(n, Par::Seq, default());
-    let mut memory = MemBuffer::new(scratch);
-    let stack = MemStack::new(&mut memory);
-    llt::factor::cholesky_in_place(lower.as_mut(), default(), Par::Seq, stack, default()).ok()?;
+    let lower = of_the_reverse(n, at)?;
     let upper = Mat::from_fn(n, n, |i, j| if i <= j { lower[(n - 1 - i, n - 1 - j)] } else { 0.0 });
     let is_sound = (0..n).all(|i| upper[(i, i)] > 0.0 && (i..n).all(|j| upper[(i, j)].is_finite()));
     is_sound.then_some(upper)
@@ -183,25 +165,13 @@ fn upper_factor(n: usize, at: impl Fn(usize, usize) -> f64) -> Option<Mat<f64>> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{LayerStats, quant::solve};
-
-    fn numbers(rows: usize, columns: usize, seed: usize) -> Array2<f32> {
-        Array2::from_shape_fn((rows, columns), |(i, j)| {
-            let x = ((i * 7919 + j * 104_729 + seed * 1_299_709) as f32 * 0.61803).sin();
-            x * x * x * (1.0 + (j % 7) as f32 / 3.0)
-        })
-    }
-
-    /// Second moments of vectors that share causes.
-    fn moments(n: usize, seed: usize) -> Hessian {
-        let causes = numbers(900, n / 4, seed);
-        let seen = Array2::from_shape_fn((900, n), |(t, c)| {
-            causes[[t, c % (n / 4)]] + 0.5 * causes[[t, (c * 5 + 1) % (n / 4)]]
-        });
-        let mut hessian = Hessian::empty(n);
-        hessian.observe((&seen + &(numbers(900, n, seed + 1) * 0.2)).view());
-        hessian
-    }
+    use crate::{
+        LayerStats,
+        quant::{
+            solve,
+            test_support::{moments, numbers},
+        },
+    };
 
     fn matrix(hessian: &Hessian) -> Array2<f64> {
         let n = hessian.n_columns();
@@ -228,6 +198,33 @@ mod tests {
             outputs.order.iter().zip(&rows).map(|(&row, error)| outputs.weights[row] * error).sum();
         let expected = cost(&gradients, &inputs, &delta);
         assert!((found - expected).abs() < 1e-4 * expected, "{found} {expected}");
+    }
+
+    #[test]
+    fn blocks_have_nothing_in_common() {
+        // G = Mᵀ D M: with M = 1 + left, D is M⁻ᵀ G M⁻¹. M is undone row by row, as its blocks' own parts are 1.
+        let (n, n_block) = (48, 16);
+        let gradients = moments(n, 1);
+        let outputs = Outputs::in_blocks(&gradients, 0.0, n_block).unwrap();
+        let mut undone = Array2::<f64>::eye(n);
+        for j in 0..n {
+            for k in 0..j {
+                let left = f64::from(outputs.left[j * n + k]);
+                let above = undone.row(k).to_owned();
+                undone.row_mut(j).scaled_add(-left, &above);
+            }
+        }
+        let g = matrix(&gradients).select(Axis(0), &outputs.order).select(Axis(1), &outputs.order);
+        let d = undone.t().dot(&g).dot(&undone);
+        for ((j, k), &entry) in d.indexed_iter() {
+            let size = (d[[j, j]] * d[[k, k]]).sqrt();
+            if j / n_block != k / n_block {
+                assert!(entry.abs() < 1e-4 * size, "{j} {k}: {entry} beside {size}");
+            }
+        }
+        for (j, &row) in outputs.order.iter().enumerate() {
+            assert!((d[[j, j]] - outputs.weights[row]).abs() < 1e-4 * d[[j, j]], "{j}");
+        }
     }
 
     #[test]

@@ -277,25 +277,16 @@ mod tests {
     use ndarray::Array2;
 
     use super::*;
-    use crate::{LayerStats, quant::Hessian};
-
-    /// Numbers without a pattern.
-    fn numbers(rows: usize, columns: usize, seed: usize) -> Array2<f32> {
-        Array2::from_shape_fn((rows, columns), |(i, j)| {
-            let x = ((i * 7919 + j * 104_729 + seed * 1_299_709) as f32 * 0.61803).sin();
-            x * x * x * (1.0 + (j % 7) as f32 / 3.0)
-        })
-    }
+    use crate::{
+        LayerStats,
+        quant::{
+            Hessian,
+            test_support::{moments, numbers},
+        },
+    };
 
     fn layer(n: usize) -> (Array2<f32>, Hessian) {
-        let mut hessian = Hessian::empty(n);
-        // Channels that share causes, as a layer's inputs do.
-        let causes = numbers(400, n / 4, 1);
-        let inputs = Array2::from_shape_fn((400, n), |(t, c)| {
-            causes[[t, c % (n / 4)]] + 0.5 * causes[[t, (c * 5 + 1) % (n / 4)]]
-        });
-        hessian.observe((&inputs + &(numbers(400, n, 2) * 0.1)).view());
-        (numbers(70, n, 3), hessian)
+        (numbers(70, n, 3), moments(n, 1))
     }
 
     fn grids() -> Vec<Grid> {

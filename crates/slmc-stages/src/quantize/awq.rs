@@ -60,6 +60,7 @@ pub fn solve_block(
             all.push(Solved {
                 tensor: key.to_string(),
                 damping: 0.0,
+                couples_rows: false,
                 n_dead: 0,
                 candidates: vec![Candidate {
                     format,

@@ -425,6 +425,7 @@ impl Quantize {
                 line["estimated_kl"] = json!(candidate.kl);
                 line["damping"] = json!(solved.damping);
                 line["dead_channels"] = json!(solved.n_dead);
+                line["couples_rows"] = json!(solved.couples_rows);
             }
             line
         };

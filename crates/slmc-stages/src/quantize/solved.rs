@@ -155,9 +155,14 @@ fn solve_input(
     let of = |projection: &Projection| {
         let key = projection.key;
         let own = candidates.iter().filter(|(of, _)| *of == key).map(|(_, candidate)| candidate.clone());
-        let last = factors.found.last().map(|(_, factor)| (factor.damping, factor.n_dead));
-        let (damping, n_dead) = last.unwrap_or_default();
-        Solved { tensor: key.to_string(), damping, n_dead, candidates: own.collect() }
+        let dampings = factors.found.iter().map(|(_, factor)| factor.damping);
+        Solved {
+            tensor: key.to_string(),
+            damping: dampings.fold(0.0, f64::max),
+            n_dead: factors.found.first().map_or(0, |(_, factor)| factor.n_dead),
+            couples_rows: projection.outputs.is_some(),
+            candidates: own.collect(),
+        }
     };
     Ok(projections.iter().map(of).collect())
 }
@@ -265,7 +270,13 @@ fn solve_ends(
         };
         let numbers = weight_of(passes, key)?;
         let weight = ArrayView2::from_shape((spec.vocab_size, spec.d_model), &numbers).map_err(failed)?;
-        let mut solved = Solved { tensor: key.to_string(), damping: 0.0, n_dead: 0, candidates: Vec::new() };
+        let mut solved = Solved {
+            tensor: key.to_string(),
+            damping: 0.0,
+            n_dead: 0,
+            couples_rows: false,
+            candidates: Vec::new(),
+        };
         let classes = classes(ins, outs, &input, &output);
         for &format in formats {
             let grid = grid_of(format).ok_or_else(|| failed(format!("{format} is not solved for")))?;

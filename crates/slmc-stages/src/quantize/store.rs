@@ -31,6 +31,8 @@ pub struct Solved {
     pub damping: f64,
     /// Input channels that were never active.
     pub n_dead: usize,
+    /// Whether what its rows have in common was looked at.
+    pub couples_rows: bool,
     /// Its candidates.
     pub candidates: Vec<Candidate>,
 }

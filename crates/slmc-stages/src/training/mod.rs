@@ -280,16 +280,17 @@ impl Stage for Training {
                 return Err(StageError::Input(message.to_owned()));
             }
         }
-        let asked = self.teaching.as_ref().zip(teacher.as_ref());
-        let asked = asked.map(|(teaching, teacher)| teaching.precision.teacher(teacher, &settings, &device));
-        let asked = asked.transpose()?;
+        let taught_by = self.teaching.as_ref().zip(teacher.as_ref());
+        let taught_by =
+            taught_by.map(|(teaching, teacher)| teaching.precision.teacher(teacher, &settings, &device));
+        let taught_by = taught_by.transpose()?;
         let held_out = eval_batches.iter().flat_map(|batches| {
             let n_batches = batches.n_batches_per_epoch().min(self.config.eval_batches as u64);
             (0..n_batches).map(|index| batches.batch(index))
         });
         let inputs = TrainInputs {
             student,
-            teacher: asked.as_deref(),
+            teacher: taught_by.as_deref(),
             train: &train_batches,
             eval: &held_out.collect::<Vec<_>>(),
             run_dir: context.folder,
