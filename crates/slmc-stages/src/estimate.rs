@@ -4,7 +4,7 @@ use serde::Serialize;
 use slmc_ir::{Adapter, ModelSpec, TensorKey};
 use slmc_recipe::{Budget, DistillConfig, LoraConfig, Plan, StageConfig, TrainConfig};
 
-use crate::training::fitted_tokens;
+use crate::{quantize::MOST_COUPLED_ROWS, training::fitted_tokens};
 
 /// Floating-point operations a second that two cores reach in training; a guess that only the time depends on.
 const ASSUMED_FLOPS: f64 = 150e9;
@@ -45,6 +45,13 @@ pub fn estimate(plan: &Plan) -> Vec<Estimate> {
                 )
             }
             StageConfig::Fresh(_) => (model_bytes(&after.spec), 0, 1.0),
+            StageConfig::Quantize(config) if config.method != "rtn" => {
+                let input = before.unwrap_or(after);
+                let n_tokens = (config.n_sequences * config.seq_len) as f64;
+                // Forwards, again on the way back, back, sums, and solving.
+                let seconds = 8.0 * forward_flops(&input.spec) * n_tokens / ASSUMED_FLOPS;
+                (calibrated_bytes(&input.spec) + input.n_bytes(), 0, seconds)
+            }
             StageConfig::Quantize(_) | StageConfig::Export(_) => (largest_tensor(&after.spec) * 6, 0, 2.0),
         };
         let disk_bytes = after.n_bytes() + disk;
@@ -64,6 +71,13 @@ fn gram_bytes(spec: &ModelSpec) -> u64 {
 
 fn largest_tensor(spec: &ModelSpec) -> u64 {
     (spec.vocab_size.max(spec.d_ff) * spec.d_model * 4) as u64
+}
+
+/// What is solved for holds of its largest tensor as much as rounding does, and of a block's gate and up what their rows have in
+/// common: sums and factors of as many rows and columns, some of them in f64.
+fn calibrated_bytes(spec: &ModelSpec) -> u64 {
+    let n_coupled = spec.d_ff.min(MOST_COUPLED_ROWS) as u64;
+    largest_tensor(spec) * 6 + 2 * n_coupled * n_coupled * 32
 }
 
 /// Multiplications and additions of one token's forward pass, attention's own left out.

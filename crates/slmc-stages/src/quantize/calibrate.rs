@@ -36,7 +36,7 @@ pub struct Input {
 
 /// Rows of a projection beyond which what they have in common is left alone: a matrix as large as the square of their number,
 /// and time that grows with its cube.
-const MOST_COUPLED_ROWS: usize = 4096;
+pub(crate) const MOST_COUPLED_ROWS: usize = 4096;
 
 /// The passes over a calibration set.
 pub struct Passes<'a> {

@@ -20,7 +20,7 @@ use slmc_ir::{Checkpoint, Format, Lineage, Outline, Role, TensorKey, TokenId, We
 use slmc_model::Products;
 use slmc_recipe::{Finished, QuantizeConfig, Rejection, Stage, StageContext, StageError};
 
-pub(crate) use self::integers::folder_scheme;
+pub(crate) use self::{calibrate::MOST_COUPLED_ROWS, integers::folder_scheme};
 use self::{
     calibrate::Passes,
     choice::mixed,
