@@ -286,6 +286,64 @@ fn tasks_of_ones_own_are_judged_and_compared() {
 }
 
 #[test]
+fn what_a_model_writes_is_judged_and_how_its_texts_fail() {
+    let bench = Bench::new();
+    let prompts = ["The ship", "She said that", "In the morning", "Of all the"];
+    let written = |prompt: &str, stop: &[&str]| {
+        let mut args = vec!["generate", "--prompt", prompt, "--temperature", "0", "--max-tokens", "48"];
+        args.extend(stop.iter().flat_map(|stop| ["--stop", stop]));
+        let (model, mut all) = (teacher(), vec![]);
+        all.push(args[0]);
+        all.push(&model);
+        all.extend(&args[1..]);
+        run_json(all)["text"].as_str().unwrap().to_owned()
+    };
+    let item = |prompt: &&str| {
+        let gold =
+            if *prompt == prompts[1] { "nothing that it writes".to_owned() } else { written(prompt, &[","]) };
+        serde_json::json!({"q": prompt, "gold": gold}).to_string()
+    };
+    let items: Vec<String> = prompts.iter().map(item).collect();
+    std::fs::write(bench.path("own.jsonl"), items.join("\n")).unwrap();
+    let task = "name = 'own'\nkind = 'generation'\ndata = 'own.jsonl'\ndoc_to_text = '{{ q }}'\n\
+        doc_to_target = 'gold'\nmax_gen_toks = 48\nuntil = [',']\n";
+    std::fs::write(bench.path("own.toml"), task).unwrap();
+    let found = run_json(["eval", "tasks", &teacher(), "--task", &bench.path("own.toml")]);
+    let figures = &found["tasks"][0];
+    for (item, prompt) in figures["items"].as_array().unwrap().iter().zip(prompts) {
+        assert_eq!(item["written"]["text"], written(prompt, &[","]));
+        assert_eq!(item["written"]["right"], prompt != prompts[1], "{item}");
+    }
+    assert_eq!(figures["acc"], 0.75);
+    assert_eq!(figures["writing"]["no_answer"], 0.0);
+    assert_eq!(figures["writing"]["unreadable"], 0.0);
+
+    // Left alone, greedy text does not end.
+    let endless = task.replace("until = [',']\n", "").replace("= 48", "= 400");
+    std::fs::write(bench.path("own.toml"), endless).unwrap();
+    let gate = |bounds: &str| {
+        bench.write_gate(&format!("{GATE}tasks.own = {{ file = \"own.toml\", limit = 2, {bounds} }}\n"));
+        bench.gate(&bench.path("model.gguf"), &[])
+    };
+    let (code, report, said) =
+        gate("endless_at_most = 1.0, repetition_at_most = 1.0, unreadable_at_most = 0.0");
+    assert_eq!(code, 0, "{said}");
+    let shares = ["endless_at_most", "repetition_at_most"]
+        .map(|name| check(&report, &format!("tasks.own.{name}"))["measured"].as_f64().unwrap());
+    assert!(shares[0] > 0.0, "greedy text of 400 tokens ends: {report}");
+    let (code, report, _) = gate("endless_at_most = 0.0");
+    assert_eq!((code, &check(&report, "tasks.own.endless_at_most")["status"]), (1, &Value::from("fail")));
+    std::fs::write(
+        bench.path("own.toml"),
+        task.replace("generation", "continuation").replace("max_gen_toks = 48\nuntil = [',']\n", ""),
+    )
+    .unwrap();
+    let (code, _, said) = gate("repetition_at_most = 0.5");
+    assert_eq!(code, 2, "{said}");
+    assert!(said.contains("nothing is written"), "{said}");
+}
+
+#[test]
 fn the_ci_step_hands_results_on() {
     let bench = Bench::new();
     let script = common::root().join("docs/ci/gate.sh");

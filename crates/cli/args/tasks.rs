@@ -6,7 +6,7 @@ use std::path::PathBuf;
 pub struct TasksArgs {
     /// The model
     pub model: String,
-    /// A task: hellaswag, piqa, arc-easy, lambada, or a task's .toml file; may be given several times
+    /// A task: hellaswag, piqa, arc-easy, lambada, gsm8k, or a task's .toml file; may be given several times
     #[arg(long = "task", required = true, num_args = 1.., value_name = "T")]
     pub tasks: Vec<String>,
     /// Items of each task, from its start; all when absent

@@ -41,7 +41,21 @@ pub fn tasks(args: &TasksArgs, session: &Session<'_>) -> Result<(), Failure> {
             figures.ppl.map_or_else(|| "–".to_owned(), |ppl| format!("{ppl:.3}")),
         ]);
     }
-    output::print(session.global.json, &document, &output::table(&rows))
+    let mut text = output::table(&rows);
+    for result in &results {
+        if let Some(writing) = &result.figures.writing {
+            text += &format!(
+                "\n{}: {} go round in circles, {} cannot be read, {} do not end, {} have no answer; {:.0} tokens each",
+                result.task,
+                percent(writing.repetition),
+                percent(writing.unreadable),
+                percent(writing.endless),
+                percent(writing.no_answer),
+                writing.mean_tokens
+            );
+        }
+    }
+    output::print(session.global.json, &document, &text)
 }
 
 fn run(
@@ -134,6 +148,9 @@ fn read(path: &str) -> Result<Vec<TaskResult>, Failure> {
     let is_whole = |result: &TaskResult| {
         result.items.iter().all(|item| {
             let n = item.log_likelihoods.len();
+            if result.kind == TaskKind::Generation {
+                return item.written.is_some();
+            }
             let same = [item.bytes.len(), item.chars.len(), item.greedy.len()].iter().all(|&len| len == n);
             same && n > 0 && (result.kind == TaskKind::Continuation || item.label < n)
         })

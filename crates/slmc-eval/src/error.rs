@@ -9,6 +9,9 @@ pub enum EvalError {
     /// The text could not be tokenized.
     #[error(transparent)]
     Tokenize(#[from] TokenizeError),
+    /// The task asks for what cannot be done.
+    #[error(transparent)]
+    Task(Box<crate::tasks::TaskError>),
     /// The model failed.
     #[error(transparent)]
     Forward(#[from] ForwardError),

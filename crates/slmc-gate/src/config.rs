@@ -233,6 +233,15 @@ pub struct TaskBound {
     /// Smallest figure.
     #[serde(default)]
     pub at_least: Option<f64>,
+    /// Of a task whose answers are written: largest share of texts that go round in circles.
+    #[serde(default)]
+    pub repetition_at_most: Option<f64>,
+    /// Largest share of texts with nothing in them to read.
+    #[serde(default)]
+    pub unreadable_at_most: Option<f64>,
+    /// Largest share of texts that do not end by themselves.
+    #[serde(default)]
+    pub endless_at_most: Option<f64>,
     /// Items from the start of the task; all when absent.
     #[serde(default)]
     pub limit: Option<usize>,
@@ -245,6 +254,17 @@ pub struct TaskBound {
     /// What decides on the recovery.
     #[serde(default)]
     pub judge: Judge,
+}
+
+impl TaskBound {
+    /// The bounds on how texts fail, by their names.
+    pub(crate) fn writing(&self) -> [(&'static str, Option<f64>); 3] {
+        [
+            ("repetition_at_most", self.repetition_at_most),
+            ("unreadable_at_most", self.unreadable_at_most),
+            ("endless_at_most", self.endless_at_most),
+        ]
+    }
 }
 
 fn default_ctx() -> usize {
@@ -352,6 +372,9 @@ impl Bounds {
         for (name, task) in &self.tasks {
             add(&format!("tasks.{name}.recovery_at_least"), task.recovery_at_least);
             add(&format!("tasks.{name}.at_least"), task.at_least);
+            for (bound, at_most) in task.writing() {
+                add(&format!("tasks.{name}.{bound}"), at_most);
+            }
         }
         all.into_iter().filter_map(|(name, bound)| Some((name, bound?))).collect()
     }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use slmc_eval::{
     PairedFigures,
     stats::Resampling,
-    tasks::{TaskComparison, compare},
+    tasks::{TaskComparison, WritingFigures, compare},
 };
 use slmc_ir::{Checkpoint, Host};
 
@@ -14,6 +14,7 @@ use crate::{
     Blame, Cache, Check, DataSection, GateError, GateFile, Judge, Lock, Permit, Verdict,
     blame::{self, Evidence, Weights},
     check::{Claim, Side, Unit},
+    config::TaskBound,
     facts,
     pair::{GateText, Pair},
     speed,
@@ -382,8 +383,36 @@ impl Run<'_> {
                     .checks
                     .push(Claim { baseline: Some(compared.first), ..claim }.judge_exact(compared.second));
             }
+            self.writing(name, bound, [&baseline, &model].map(|result| result.figures.writing))?;
             self.note(&format!("tasks.{name}"), compared.second, Some(compared.first));
             self.report.tasks.push(compared);
+        }
+        Ok(())
+    }
+
+    /// How the texts that a task asks for fail; the baseline's figures and the model's.
+    fn writing(
+        &mut self,
+        name: &str,
+        bound: &TaskBound,
+        figures: [Option<WritingFigures>; 2],
+    ) -> Result<(), GateError> {
+        for (which, at_most) in bound.writing() {
+            let Some(at_most) = at_most else { continue };
+            let [Some(baseline), Some(model)] = figures else {
+                let message = format!("tasks.{name}.{which}: nothing is written in this task: take it out");
+                return Err(GateError::Input(message));
+            };
+            let (what, of): (_, fn(WritingFigures) -> f64) = match which {
+                "repetition_at_most" => ("texts that go round in circles", |of| of.repetition),
+                "unreadable_at_most" => ("texts that cannot be read", |of| of.unreadable),
+                _ => ("texts that do not end", |of| of.endless),
+            };
+            let what = format!("{name}, {what}");
+            let claim =
+                exact_claim(&format!("tasks.{name}.{which}"), &what, Side::AtMost, at_most, Unit::Percent);
+            let claim = Claim { baseline: Some(of(baseline)), ..claim };
+            self.report.checks.push(claim.judge_exact(of(model)));
         }
         Ok(())
     }

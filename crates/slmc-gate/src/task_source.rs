@@ -14,7 +14,7 @@ struct BuiltIn {
     manifest: &'static str,
 }
 
-const BUILT_IN: [BuiltIn; 4] = [
+const BUILT_IN: [BuiltIn; 5] = [
     BuiltIn {
         name: "hellaswag",
         task: include_str!("../../../datasets/tasks/hellaswag.toml"),
@@ -34,6 +34,11 @@ const BUILT_IN: [BuiltIn; 4] = [
         name: "lambada",
         task: include_str!("../../../datasets/tasks/lambada.toml"),
         manifest: include_str!("../../../datasets/lambada.toml"),
+    },
+    BuiltIn {
+        name: "gsm8k",
+        task: include_str!("../../../datasets/tasks/gsm8k.toml"),
+        manifest: include_str!("../../../datasets/gsm8k.toml"),
     },
 ];
 

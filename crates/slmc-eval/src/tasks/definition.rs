@@ -17,13 +17,15 @@ pub enum TaskKind {
     MultipleContext,
     /// One context, one continuation: is it what the model would write, and how likely is it (LAMBADA).
     Continuation,
+    /// One context: what the model writes after it, and the answer in that (GSM8K).
+    Generation,
 }
 
 /// Which figure of a task is the one to compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
-    /// Share of the items whose likeliest continuation is the right one.
+    /// Share of the items whose likeliest continuation is the right one; with `generation`, whose answer is.
     Acc,
     /// The same by likelihood a byte of the continuation (the harness's `acc_bytes`).
     AccNorm,
@@ -65,12 +67,28 @@ pub struct TaskFile {
     /// The answers to choose from, or with `multiple_context` the contexts: a Jinja expression that gives a list.
     #[serde(default)]
     pub doc_to_choice: Option<String>,
-    /// The right answer: a Jinja expression that gives its number from 0 or its text; with `continuation` its text, and
-    /// with `multiple_context` its number.
+    /// The right answer: a Jinja expression that gives its number from 0 or its text; with `continuation` and `generation`
+    /// its text, and with `multiple_context` its number.
     pub doc_to_target: String,
     /// With `multiple_context`: what follows the contexts, a Jinja template.
     #[serde(default)]
     pub continuation: Option<String>,
+    /// With `generation`: texts that end what is written, beside the model's own end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub until: Vec<String>,
+    /// With `generation`: most tokens to write.
+    #[serde(default = "most_written", skip_serializing_if = "is_most_written")]
+    pub max_gen_toks: usize,
+    /// With `generation`: finds the answer in what was written, by the pattern's first group that took part, or all of it;
+    /// without a pattern, the answer is the text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regex_pattern: Option<String>,
+    /// With `generation`: which of the pattern's matches is the answer, from 0; -1 is the last.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub group_select: i64,
+    /// With `generation`: patterns that are taken out of the answer and the right one before they are compared.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub regexes_to_ignore: Vec<String>,
     /// Stands between context and continuation.
     #[serde(default = "one_space")]
     pub target_delimiter: String,
@@ -84,6 +102,21 @@ pub struct TaskFile {
 
 fn one_space() -> String {
     " ".to_owned()
+}
+
+/// As the harness has it.
+fn most_written() -> usize {
+    256
+}
+
+// A task's hash is that of its keys that say something: those that came later change no lock file.
+
+fn is_most_written(n: &usize) -> bool {
+    *n == most_written()
+}
+
+fn is_first(n: &i64) -> bool {
+    *n == 0
 }
 
 fn acc() -> Metric {
@@ -126,11 +159,32 @@ impl TaskFile {
                     ("continuation", task.continuation.is_some()),
                 ],
             ),
+            TaskKind::Generation => (
+                &[("doc_to_text", task.doc_to_text.is_some())],
+                &[
+                    ("doc_to_choice", task.doc_to_choice.is_some()),
+                    ("continuation", task.continuation.is_some()),
+                    ("metric", task.metric != Metric::Acc),
+                ],
+            ),
         };
+        let of_writing: Fields<'_> = &[
+            ("until", !task.until.is_empty()),
+            ("regex_pattern", task.regex_pattern.is_some()),
+            ("group_select", task.group_select != 0),
+            ("regexes_to_ignore", !task.regexes_to_ignore.is_empty()),
+            ("max_gen_toks", task.max_gen_toks != most_written()),
+        ];
+        let of_writing = if task.kind == TaskKind::Generation { &[] } else { of_writing };
+        if task.max_gen_toks == 0 || task.until.iter().any(String::is_empty) {
+            return Err(bad(
+                "nothing would be written: `max_gen_toks` is 0 or a text in `until` is empty".into()
+            ));
+        }
         if let Some((key, _)) = needs.iter().find(|(_, there)| !there) {
             return Err(bad(format!("`{key}` is missing: its kind needs it")));
         }
-        if let Some((key, _)) = forbids.iter().find(|(_, there)| *there) {
+        if let Some((key, _)) = forbids.iter().chain(of_writing).find(|(_, there)| *there) {
             return Err(bad(format!("`{key}` has no meaning for its kind: take it out")));
         }
         Ok(task)
@@ -155,5 +209,12 @@ mod tests {
         refused(&format!("{TASK}continuation = 'y'\n"), "continuation");
         refused(&format!("{TASK}doc_to_txt = 'y'\n"), "doc_to_txt");
         refused("name = ", "TOML");
+        refused(&format!("{TASK}until = ['y']\n"), "until");
+        let written = TASK.replace("multiple_choice", "generation");
+        refused(&written, "doc_to_choice");
+        let written = written.replace("doc_to_choice = 'choices'\n", "");
+        assert_eq!(TaskFile::parse(&written, "x").unwrap().max_gen_toks, 256);
+        refused(&format!("{written}until = ['']\n"), "until");
+        refused(&format!("{written}metric = 'acc_norm'\n"), "metric");
     }
 }

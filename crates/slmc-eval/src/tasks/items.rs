@@ -19,7 +19,7 @@ const MAX_CHOICES: usize = 256;
 pub struct Item {
     /// Its place in the file, from 0.
     pub index: usize,
-    /// Context and continuation of each choice.
+    /// Context and continuation of each choice; where the model is to write, the context and the right answer.
     pub choices: Vec<(String, String)>,
     /// The text whose length normalizes each choice: the choice without the delimiter.
     pub lengths_of: Vec<String>,
@@ -106,6 +106,11 @@ fn ask(
     };
     let target = evaluate(environment, &task.doc_to_target, item)?;
     let delimiter = &task.target_delimiter;
+    if task.kind == TaskKind::Generation {
+        let answer = target.to_string();
+        let choices = vec![(text(&task.doc_to_text)?, answer.clone())];
+        return Ok(Item { index, choices, lengths_of: vec![answer], label: 0 });
+    }
     if task.kind == TaskKind::Continuation {
         let (context, answer) = (text(&task.doc_to_text)?, target.to_string());
         let choices = vec![(context, format!("{delimiter}{answer}"))];

@@ -1,4 +1,4 @@
-//! Tasks whose answers are chosen by likelihood, with lm-evaluation-harness's definitions.
+//! Tasks whose answers are chosen by likelihood or written, with lm-evaluation-harness's definitions.
 //!
 //! A task is data: a TOML file says how an item of a JSONL file becomes contexts and continuations ([`TaskFile`]). Nothing
 //! here knows a task by name.
@@ -8,11 +8,13 @@ mod items;
 mod result;
 mod score;
 mod template;
+mod writing;
 
 pub use definition::{Metric, TaskFile, TaskKind};
 pub use items::{Item, read_items};
 pub use result::{ItemResult, TaskComparison, TaskFigures, TaskResult, compare};
 pub use score::run_task;
+pub use writing::{WritingFigures, WrittenAnswer};
 
 use std::path::PathBuf;
 

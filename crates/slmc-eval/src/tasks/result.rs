@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Metric, TaskFile, TaskKind};
+use super::{Metric, TaskFile, TaskKind, WritingFigures, WrittenAnswer};
 use crate::stats::{Interval, McNemar, Resampling, interval, mcnemar};
 
 /// What a model thinks of one item.
@@ -20,6 +20,9 @@ pub struct ItemResult {
     pub chars: Vec<usize>,
     /// Whether each token of a choice was the likeliest.
     pub greedy: Vec<bool>,
+    /// What the model wrote, where it was to write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written: Option<WrittenAnswer>,
 }
 
 impl ItemResult {
@@ -33,10 +36,12 @@ impl ItemResult {
         (1..self.log_likelihoods.len()).fold(0, |best, i| if score(i) > score(best) { i } else { best })
     }
 
-    /// Whether the choice is right; of a continuation, whether the model would have written it.
+    /// Whether the choice is right; of a continuation, whether the model would have written it; of a written text, whether
+    /// its answer is.
     pub fn right(&self, metric: Metric, kind: TaskKind) -> bool {
         match kind {
             TaskKind::Continuation => self.greedy.iter().all(|&greedy| greedy),
+            TaskKind::Generation => self.written.as_ref().is_some_and(|written| written.right),
             _ => self.choice(metric) == self.label,
         }
     }
@@ -47,14 +52,17 @@ impl ItemResult {
 pub struct TaskFigures {
     /// Share of the items answered right by likelihood; of continuations, written right.
     pub acc: f64,
-    /// The same by likelihood a byte; absent for continuations.
+    /// The same by likelihood a byte; of choices alone.
     pub acc_norm: Option<f64>,
-    /// The same by likelihood a character; absent for continuations.
+    /// The same by likelihood a character; of choices alone.
     pub acc_norm_chars: Option<f64>,
     /// Standard error of `acc`, as the harness gives it: of a sample's mean.
     pub acc_stderr: f64,
     /// `exp` of the mean negative log-likelihood of a continuation, as the harness has it for LAMBADA.
     pub ppl: Option<f64>,
+    /// How texts fail, where the model writes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writing: Option<WritingFigures>,
 }
 
 /// What a task came to.
@@ -82,14 +90,16 @@ impl TaskResult {
             items.iter().filter(|item| item.right(metric, task.kind)).count() as f64 / n.max(1) as f64
         };
         let acc = share(Metric::Acc);
-        let is_choice = task.kind != TaskKind::Continuation;
+        let is_choice = matches!(task.kind, TaskKind::MultipleChoice | TaskKind::MultipleContext);
         let nll = items.iter().flat_map(|item| &item.log_likelihoods).map(|x| -x).sum::<f64>();
         let figures = TaskFigures {
             acc,
             acc_norm: is_choice.then(|| share(Metric::AccNorm)),
             acc_norm_chars: is_choice.then(|| share(Metric::AccNormChars)),
             acc_stderr: if n > 1 { (acc * (1.0 - acc) / (n - 1) as f64).sqrt() } else { 0.0 },
-            ppl: (!is_choice).then(|| (nll / n.max(1) as f64).exp()),
+            ppl: (task.kind == TaskKind::Continuation).then(|| (nll / n.max(1) as f64).exp()),
+            writing: (task.kind == TaskKind::Generation)
+                .then(|| WritingFigures::of(items.iter().filter_map(|item| item.written.as_ref()))),
         };
         Self { task: task.name.clone(), kind: task.kind, metric: task.metric, n, figures, items }
     }
@@ -148,6 +158,10 @@ pub fn compare(first: &TaskResult, second: &TaskResult, how: Resampling) -> Opti
     let difference = interval(&clusters, &|sums| (sums[2] - sums[1]) / sums[0], how);
     let same = |(a, b): &(&ItemResult, &ItemResult)| match kind {
         TaskKind::Continuation => a.right(metric, kind) == b.right(metric, kind),
+        TaskKind::Generation => {
+            let answer = |item: &ItemResult| item.written.as_ref().and_then(|written| written.answer.clone());
+            answer(a) == answer(b)
+        }
         _ => a.choice(metric) == b.choice(metric),
     };
     let n_same = first.items.iter().zip(&second.items).filter(same).count();

@@ -8,7 +8,10 @@
 use slmc_data::{Special, Tokenizer};
 use slmc_ir::{Host, LanguageModel, TokenId};
 
-use super::{Item, ItemResult, TaskFile, TaskResult};
+use super::{
+    Item, ItemResult, TaskFile, TaskKind, TaskResult,
+    writing::{Answers, write_answer},
+};
 use crate::{
     EvalError,
     log_softmax::{argmax, log_sum_exp},
@@ -26,6 +29,10 @@ pub fn run_task(
     tokenizer: &Tokenizer,
     host: &dyn Host,
 ) -> Result<TaskResult, EvalError> {
+    let answers = match task.kind {
+        TaskKind::Generation => Some(Answers::of(task).map_err(|e| EvalError::Task(Box::new(e)))?),
+        _ => None,
+    };
     let mut results = Vec::with_capacity(items.len());
     let mut n_right = 0;
     host.begin(&task.name, items.len() as u64, "items");
@@ -34,7 +41,14 @@ pub fn run_task(
             host.end();
             return Err(EvalError::Stopped { done, total: items.len() });
         }
-        let scored = score_item(item, model, tokenizer)?;
+        let scored = match &answers {
+            Some(answers) => {
+                let (context, target) = &item.choices[0];
+                let written = write_answer(task, answers, context, target, model, tokenizer)?;
+                ItemResult { item: item.index, written: Some(written), ..ItemResult::default() }
+            }
+            None => score_item(item, model, tokenizer)?,
+        };
         n_right += usize::from(scored.right(task.metric, task.kind));
         results.push(scored);
         host.advance_to(done as u64 + 1, &format!("{} of {} right", n_right, done + 1));
