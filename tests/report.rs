@@ -39,6 +39,7 @@ fn a_run_becomes_one_page() {
         "KL divergence from the teacher",
         "reads, tokens/s",
         "Weights of down",
+        "Activations: what down projections are given",
         "<mark>",
     ] {
         assert!(one.contains(part), "{part}");

@@ -10,7 +10,8 @@ pub struct ReportArgs {
     /// The page (HTML)
     #[arg(long, value_name = "FILE.html")]
     pub out: PathBuf,
-    /// Let each stage's model go on from this text, and show what differs; may be given several times
+    /// Let each stage's model go on from this text, and show what differs and how the last one's activations lie; may be given
+    /// several times
     #[arg(long, value_name = "P")]
     pub prompt: Vec<String>,
     /// Measure how fast each stage's model reads and writes here

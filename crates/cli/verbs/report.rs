@@ -12,7 +12,7 @@ use slmc_engine::text_prompt;
 use slmc_formats::AtomicFile;
 use slmc_ir::Host as _;
 use slmc_report::{Curves, Histogram, RunView, Sample, Samples, page};
-use slmc_stages::{open_model, tokenizer_of};
+use slmc_stages::{activations, open_model, tokenizer_of};
 
 use super::{Session, bench, engine, eval::stage_failure};
 use crate::{
@@ -60,7 +60,10 @@ fn view(folder: &Path, args: &ReportArgs, session: &Session<'_>) -> Result<RunVi
         curves.extend(read_curves(&stage_name, &stage.join("metrics.jsonl")));
     }
     let last = artefacts.last().map(|(_, path)| open_model(path)).transpose().map_err(input_error)?;
-    let histograms = last.as_ref().map(histograms).transpose()?.unwrap_or_default();
+    let mut histograms = last.as_ref().map(histograms).transpose()?.unwrap_or_default();
+    if let Some(last) = last.as_ref().filter(|_| !args.prompt.is_empty()) {
+        histograms.extend(activation_histograms(last, &args.prompt)?);
+    }
     let lineage = last.as_ref().map_or(Value::Null, |c| serde_json::to_value(&c.lineage).unwrap_or_default());
     let mut samples = Vec::new();
     for prompt in &args.prompt {
@@ -156,7 +159,7 @@ fn read_curves(name: &str, path: &Path) -> Option<Curves> {
     (!curves.is_empty()).then(|| Curves { name: name.to_owned(), curves })
 }
 
-/// How the weights of each kind of matrix lie, all blocks together, up to four standard deviations.
+/// How the weights of each kind of matrix lie, all blocks together.
 fn histograms(checkpoint: &slmc_ir::Checkpoint) -> Result<Vec<Histogram>, Failure> {
     let mut kinds: BTreeMap<&'static str, Vec<slmc_ir::TensorKey>> = BTreeMap::new();
     for &key in checkpoint.weights.keys().iter().filter(|key| key.role.is_matrix()) {
@@ -164,25 +167,52 @@ fn histograms(checkpoint: &slmc_ir::Checkpoint) -> Result<Vec<Histogram>, Failur
     }
     let mut found = Vec::new();
     for (name, keys) in kinds {
-        let mut limit = None;
-        let mut counts = vec![0_u64; BINS];
+        let mut histogram = Histogram {
+            title: format!("Weights of {name}"),
+            of: "weight".to_owned(),
+            ..Histogram::default()
+        };
         for key in keys {
             let weight = checkpoint.weights.read(key).or_run()?;
-            let numbers = slmc_blocks::decode_weight(&weight).or_run()?;
-            let limit = *limit.get_or_insert_with(|| {
-                let squares: f64 = numbers.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-                (4.0 * (squares / numbers.len().max(1) as f64).sqrt()).max(1e-9)
-            });
-            for &x in &numbers {
-                let place = (f64::from(x) / limit + 1.0) * 0.5 * BINS as f64;
-                if (0.0..BINS as f64).contains(&place) {
-                    counts[place as usize] += 1;
-                }
-            }
+            count(&slmc_blocks::decode_weight(&weight).or_run()?, &mut histogram);
         }
-        found.push(Histogram { name: name.to_owned(), counts, limit: limit.unwrap_or(1.0) });
+        found.push(histogram);
     }
     Ok(found)
+}
+
+/// How what goes through a model lies when it reads the prompts.
+fn activation_histograms(
+    checkpoint: &slmc_ir::Checkpoint,
+    prompts: &[String],
+) -> Result<Vec<Histogram>, Failure> {
+    let tokenizer = tokenizer_of(checkpoint).map_err(stage_failure)?;
+    let mut found: BTreeMap<&'static str, Histogram> = BTreeMap::new();
+    for prompt in prompts {
+        let tokens = text_prompt(&tokenizer, prompt).map_err(engine::failure)?;
+        for of in activations(checkpoint, &tokens).map_err(input_error)? {
+            let histogram = found.entry(of.name).or_insert_with(|| Histogram {
+                title: format!("Activations: {}", of.name),
+                of: "activation".to_owned(),
+                ..Histogram::default()
+            });
+            count(&of.numbers, histogram);
+        }
+    }
+    Ok(found.into_values().collect())
+}
+
+/// Counts numbers; those counted first say how far the bins reach: four standard deviations. What lies beyond is in the last ones.
+fn count(numbers: &[f32], histogram: &mut Histogram) {
+    if histogram.counts.is_empty() {
+        let squares: f64 = numbers.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+        histogram.limit = (4.0 * (squares / numbers.len().max(1) as f64).sqrt()).max(1e-9);
+        histogram.counts = vec![0; BINS];
+    }
+    for &x in numbers.iter().filter(|x| x.is_finite()) {
+        let place = (f64::from(x) / histogram.limit + 1.0) * 0.5 * BINS as f64;
+        histogram.counts[place.clamp(0.0, BINS as f64 - 1.0) as usize] += 1;
+    }
 }
 
 /// A stage's model, where it can still be opened: a model that went in may have been moved since.

@@ -22,12 +22,14 @@ pub struct Curves {
     pub curves: Vec<(String, Vec<(f64, f64)>)>,
 }
 
-/// How the weights of a kind of tensor lie.
+/// How numbers of one kind lie.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Histogram {
-    /// The kind: `query`, `down`.
-    pub name: String,
-    /// Weights in each bin, bins of equal width from `-limit` to `limit`.
+    /// The chart's title: `Weights of down`.
+    pub title: String,
+    /// What one of the numbers is: `weight`.
+    pub of: String,
+    /// Numbers in each bin, bins of equal width from `-limit` to `limit`.
     pub counts: Vec<u64>,
     /// Where the bins end.
     pub limit: f64,
@@ -68,7 +70,7 @@ pub struct RunView {
     pub speeds: Vec<Option<[f64; 2]>>,
     /// Training stages.
     pub curves: Vec<Curves>,
-    /// Weights of the last artefact.
+    /// Weights of the last artefact, and what goes through it.
     pub histograms: Vec<Histogram>,
     /// What the stages' models write.
     pub samples: Vec<Samples>,

@@ -105,14 +105,14 @@ fn charts(run: &RunView) -> String {
             .enumerate()
             .map(|(i, &n)| (format!("{:.4} to {:.4}", from(i), from(i + 1)), n as f64))
             .collect();
-        let title = format!("Weights of {}", histogram.name);
         let stretch = (-histogram.limit, histogram.limit);
-        text += &svg::bars(&title, ("weight", stretch), "weights", &bars);
+        let many = format!("{}s", histogram.of);
+        text += &svg::bars(&histogram.title, (histogram.of.as_str(), stretch), &many, &bars);
     }
     if text.is_empty() {
         text
     } else {
-        format!("<h3>Curves and weights</h3><div class=\"charts\">{text}</div>")
+        format!("<h3>Curves, weights and activations</h3><div class=\"charts\">{text}</div>")
     }
 }
 
@@ -197,7 +197,12 @@ mod tests {
                 prompt: evil.to_owned(),
                 written: vec![Sample { name: evil.to_owned(), tokens: vec![evil.to_owned()] }],
             }],
-            histograms: vec![Histogram { name: evil.to_owned(), counts: vec![1, 5, 2], limit: 0.5 }],
+            histograms: vec![Histogram {
+                title: evil.to_owned(),
+                of: evil.to_owned(),
+                counts: vec![1, 5, 2],
+                limit: 0.5,
+            }],
             command: evil.to_owned(),
             ..RunView::default()
         };

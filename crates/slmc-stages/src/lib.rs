@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod activations;
 mod apart;
 mod build;
 mod calibration;
@@ -18,6 +19,7 @@ mod quantize;
 mod sample;
 mod training;
 
+pub use activations::{Activations, activations};
 pub use apart::check_apart;
 pub use build::build;
 pub use calibration::{Survey, same_vocabulary, survey, tokenizer_of};
