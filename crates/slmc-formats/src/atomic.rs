@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     io::{self, BufWriter, Write},
     path::{Path, PathBuf},
+    thread::{self, JoinHandle},
 };
 
 use tempfile::{NamedTempFile, TempDir};
@@ -11,6 +12,8 @@ use tempfile::{NamedTempFile, TempDir};
 use crate::FileError;
 
 const BUFFER_BYTES: usize = 1 << 20;
+/// Bytes after which what was written begins to be made durable.
+const SYNC_BYTES: usize = 16 << 20;
 
 /// A file being written: it lies beside its final place under another name until [`AtomicFile::commit`].
 /// Dropped before that, it leaves nothing behind and the old file, if any, untouched.
@@ -18,6 +21,36 @@ const BUFFER_BYTES: usize = 1 << 20;
 pub struct AtomicFile {
     path: PathBuf,
     writer: BufWriter<NamedTempFile>,
+    ahead: SyncAhead,
+}
+
+/// Makes durable what was written while the rest is being made: the disk works beside the processor, and little is left
+/// to wait for at the end.
+#[derive(Debug, Default)]
+struct SyncAhead {
+    n_bytes: usize,
+    running: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl SyncAhead {
+    fn wrote(&mut self, n_bytes: usize, file: &File) -> io::Result<()> {
+        self.n_bytes += n_bytes;
+        if self.n_bytes < SYNC_BYTES || self.running.as_ref().is_some_and(|running| !running.is_finished()) {
+            return Ok(());
+        }
+        self.finish()?;
+        let file = file.try_clone()?;
+        // Where there is no thread to be had all is synced at the end.
+        self.running = thread::Builder::new().spawn(move || file.sync_data()).ok();
+        self.n_bytes = 0;
+        Ok(())
+    }
+
+    /// A failure to sync is said once: whoever asked first must hand it on.
+    fn finish(&mut self) -> io::Result<()> {
+        let Some(running) = self.running.take() else { return Ok(()) };
+        running.join().unwrap_or_else(|_| Err(io::Error::other("the thread that synced the file ended")))
+    }
 }
 
 impl AtomicFile {
@@ -28,7 +61,8 @@ impl AtomicFile {
     pub fn create(path: &Path) -> Result<Self, FileError> {
         let folder = folder_of(path)?;
         let file = temporary(0o666).tempfile_in(folder).map_err(FileError::when("create", path))?;
-        Ok(Self { path: path.to_owned(), writer: BufWriter::with_capacity(BUFFER_BYTES, file) })
+        let writer = BufWriter::with_capacity(BUFFER_BYTES, file);
+        Ok(Self { path: path.to_owned(), writer, ahead: SyncAhead::default() })
     }
 
     /// Where the file will be.
@@ -41,7 +75,9 @@ impl AtomicFile {
     /// # Errors
     /// When the system cannot write, as on a full disk.
     pub fn put(&mut self, bytes: &[u8]) -> Result<(), FileError> {
-        self.writer.write_all(bytes).map_err(FileError::when("write", &self.path))
+        let written = self.writer.write_all(bytes);
+        let written = written.and_then(|()| self.ahead.wrote(bytes.len(), self.writer.get_ref().as_file()));
+        written.map_err(FileError::when("write", &self.path))
     }
 
     /// Makes the content durable, then gives the file its name, replacing what had it.
@@ -49,7 +85,8 @@ impl AtomicFile {
     /// # Errors
     /// When the system cannot write or rename; then the temporary file is removed.
     pub fn commit(self) -> Result<(), FileError> {
-        let Self { path, writer } = self;
+        let Self { path, writer, mut ahead } = self;
+        ahead.finish().map_err(FileError::when("write", &path))?;
         let file = writer.into_inner().map_err(|e| FileError::when("write", &path)(e.into_error()))?;
         file.as_file().sync_all().map_err(FileError::when("write", &path))?;
         file.persist(&path).map_err(|e| FileError::when("rename to", &path)(e.error))?;
@@ -59,7 +96,9 @@ impl AtomicFile {
 
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.writer.write(bytes)
+        let n_bytes = self.writer.write(bytes)?;
+        self.ahead.wrote(n_bytes, self.writer.get_ref().as_file())?;
+        Ok(n_bytes)
     }
     fn flush(&mut self) -> io::Result<()> {
         self.writer.flush()

@@ -110,6 +110,27 @@ fn files_appear_when_complete() {
 
 #[cfg(unix)]
 #[test]
+fn a_file_that_is_synced_as_it_grows_is_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x");
+    let piece: Vec<u8> = (0..3_000_001_u32).map(|i| (i % 251) as u8).collect();
+    let mut file = AtomicFile::create(&path).unwrap();
+    for n in 0..16 {
+        match n % 2 {
+            0 => file.put(&piece).unwrap(),
+            _ => file.write_all(&piece).unwrap(),
+        }
+    }
+    // One that is given up while it is being synced leaves nothing behind.
+    let mut other = AtomicFile::create(&folder.path().join("y")).unwrap();
+    (0..6).for_each(|_| other.put(&piece).unwrap());
+    drop(other);
+    file.commit().unwrap();
+    assert!(fs::read(&path).unwrap() == piece.repeat(16));
+    assert_eq!(entries(folder.path()), ["x"]);
+}
+
+#[test]
 fn rights_are_those_of_a_plain_create() {
     use std::os::unix::fs::PermissionsExt as _;
     let folder = tempfile::tempdir().unwrap();
