@@ -43,11 +43,17 @@ impl Mixture {
 
     /// Batch number `index`, from 0 without end.
     pub fn batch(&self, index: u64) -> Batch {
+        self.batch_of_share(index, self.share)
+    }
+
+    /// Batch number `index` as it would be with another share of the second stream, between 0 and 1.
+    pub fn batch_of_share(&self, index: u64, share: f64) -> Batch {
+        let share = share.clamp(0.0, 1.0);
         let mut batch = self.first.empty_batch(self.first.has_mask() || self.second.has_mask());
         let n_rows = u128::from(index) * batch.batch_size as u128;
         for row in n_rows..n_rows + batch.batch_size as u128 {
-            let before = self.of_second(row);
-            if self.of_second(row + 1) > before {
+            let before = of_second(row, share);
+            if of_second(row + 1, share) > before {
                 self.second.push_place(before, &mut batch);
             } else {
                 self.first.push_place(row - before, &mut batch);
@@ -55,11 +61,11 @@ impl Mixture {
         }
         batch
     }
+}
 
-    /// Rows of the second stream among the first `n`.
-    fn of_second(&self, n: u128) -> u128 {
-        (n as f64 * self.share).floor() as u128
-    }
+/// Rows of the second stream among the first `n`.
+fn of_second(n: u128, share: f64) -> u128 {
+    (n as f64 * share).floor() as u128
 }
 
 #[cfg(test)]
@@ -85,6 +91,8 @@ mod tests {
             let all = rows(|i| mixture.batch(i), 40);
             let (second, first): (Vec<_>, Vec<_>) = all.iter().cloned().partition(|row| row[0] >= 1000);
             assert_eq!(second.len(), (120.0 * share).floor() as usize, "{share}");
+            let other = Mixture::new(batches(0, 101, 3), batches(1000, 41, 3), 0.6).unwrap();
+            assert_eq!(rows(|i| other.batch_of_share(i, share), 40), all);
             assert_eq!(first[..], rows(|i| batches(0, 101, 3).batch(i), 40)[..first.len()]);
             assert_eq!(second[..], rows(|i| batches(1000, 41, 3).batch(i), 40)[..second.len()]);
             assert_eq!(mixture.batch(17), mixture.batch(17));

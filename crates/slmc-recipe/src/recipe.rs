@@ -219,6 +219,8 @@ fn distill(mut table: Table, place: &str) -> Result<DistillConfig, RecipeError> 
     let sampled_tokens = take(&mut table, "sampled_tokens")?.unwrap_or(0);
     let sampled_share = take(&mut table, "sampled_share")?.unwrap_or(DistillConfig::SAMPLED_SHARE);
     let fit_tokens = take(&mut table, "fit_tokens")?.unwrap_or(0);
+    let fit_sampled_share =
+        take(&mut table, "fit_sampled_share")?.unwrap_or(DistillConfig::FIT_SAMPLED_SHARE);
     let teacher_precision =
         take(&mut table, "teacher_precision")?.unwrap_or_else(|| DistillConfig::TEACHER_PRECISION.to_owned());
     let learn = take(&mut table, "learn")?.unwrap_or_else(|| DistillConfig::LEARN.to_owned());
@@ -231,6 +233,7 @@ fn distill(mut table: Table, place: &str) -> Result<DistillConfig, RecipeError> 
         sampled_tokens,
         sampled_share,
         fit_tokens,
+        fit_sampled_share,
         teacher_precision,
         learn,
         train,

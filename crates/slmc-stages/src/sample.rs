@@ -36,8 +36,11 @@ pub struct SampleSettings {
 /// What was written.
 #[derive(Clone, Debug)]
 pub struct WrittenText {
-    /// The documents, in the order in which they were finished.
+    /// The documents, in the order in which they were finished, without the token that ended them.
     pub documents: Vec<String>,
+    /// The same as the model wrote them, one behind the other, each with a token that ends it: encoded anew, text becomes other tokens
+    /// than those that were drawn, and special ones become their names.
+    pub tokens: Vec<TokenId>,
     /// Tokens of all of them; fewer than asked for where the time was over before.
     pub n_tokens: usize,
 }
@@ -90,9 +93,14 @@ pub fn sample_documents(
     host.end();
     let Writer { texts, mut finished, .. } = writer;
     finished.extend(texts.into_iter().filter(|text| !text.is_empty()));
+    let end = tokenizer.special().eos;
+    for text in &mut finished {
+        text.pop_if(|token| end == Some(*token));
+    }
     let decode = |text: &Vec<TokenId>| tokenizer.decode(text).map_err(|e| StageError::Failed(e.to_string()));
     let documents = finished.iter().map(decode).collect::<Result<_, _>>()?;
-    Ok(WrittenText { documents, n_tokens })
+    let tokens = finished.into_iter().flat_map(|text| text.into_iter().chain(end)).collect();
+    Ok(WrittenText { documents, tokens, n_tokens })
 }
 
 /// The model with its float matrices in bytes, which writes half as fast again. What its distribution loses by that (SmolLM2: KL

@@ -341,14 +341,7 @@ impl Quantize {
             seed: context.seed,
             at_most: None,
         };
-        let documents = sample_documents(input, settings, context.host)?.documents;
-        let tokenizer = tokenizer_of(input)?;
-        let mut tokens = Vec::new();
-        for document in &documents {
-            let ids = tokenizer.encode_document(document).map_err(|e| StageError::Failed(e.to_string()))?;
-            tokens.extend(ids);
-            tokens.extend(tokenizer.special().eos);
-        }
+        let tokens = sample_documents(input, settings, context.host)?.tokens;
         count(&tokens);
         let found: Vec<Vec<TokenId>> = tokens.chunks_exact(seq_len).map(<[TokenId]>::to_vec).collect();
         match found.is_empty() {

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use slmc_data::{Batch, Batches, Content, Document, Mixture, PackedTokens, Split};
-use slmc_ir::Checkpoint;
+use slmc_data::{Batch, Batches, Document, Mixture, PackedTokens, Split};
+use slmc_ir::{Checkpoint, TokenId};
 use slmc_recipe::{StageContext, StageError, TrainConfig};
 use slmc_train::{BatchSource, TrainError};
 
@@ -32,8 +32,10 @@ pub(super) struct Sampled {
 /// Text that the teacher has written.
 #[derive(Serialize, Deserialize)]
 pub(super) struct SampledText {
-    pub documents: Vec<String>,
-    /// Tokens of all of them.
+    pub n_documents: usize,
+    /// One document behind the other, as they were written.
+    pub tokens: Vec<TokenId>,
+    /// Tokens that were written.
     pub n_tokens: usize,
     /// How long the writing took.
     pub seconds: f64,
@@ -59,9 +61,9 @@ impl Sampled {
             at_most,
         };
         let begun = context.host.elapsed();
-        let WrittenText { documents, n_tokens } = sample_documents(teacher, settings, context.host)?;
-        let text =
-            SampledText { documents, n_tokens, seconds: (context.host.elapsed() - begun).as_secs_f64() };
+        let WrittenText { documents, tokens, n_tokens } = sample_documents(teacher, settings, context.host)?;
+        let seconds = (context.host.elapsed() - begun).as_secs_f64();
+        let text = SampledText { n_documents: documents.len(), tokens, n_tokens, seconds };
         kept::write_json(&path, &text)?;
         // As it will be read by whoever goes on with this run.
         kept::read_json(&path)
@@ -80,6 +82,16 @@ impl BatchSource for Learnt {
             Self::Data(batches) => batches.batch(index),
             Self::Mixed(mixture) => mixture.batch(index),
         })
+    }
+}
+
+impl Learnt {
+    /// Batch number `index` with another share of the teacher's own text, where there is any of it.
+    pub fn batch_of_share(&self, index: u64, share: f64) -> Batch {
+        match self {
+            Self::Data(batches) => batches.batch(index),
+            Self::Mixed(mixture) => mixture.batch_of_share(index, share),
+        }
     }
 }
 
@@ -105,8 +117,7 @@ impl Training {
         let train = match sampled {
             None => Learnt::Data(train),
             Some((text, share)) => {
-                let documents: Vec<Document> = text.documents.iter().enumerate().map(document).collect();
-                let sampled = batches(pack(documents.iter(), input, &tokenizer)?, seed)?;
+                let sampled = batches(PackedTokens::from_tokens(text.tokens.clone()), seed)?;
                 let mixture = Mixture::new(train, sampled, share);
                 Learnt::Mixed(mixture.map_err(|e| StageError::Input(e.to_string()))?)
             }
@@ -121,8 +132,4 @@ impl Training {
         // The held-out batches are the same whatever the run's seed: runs can be compared.
         Ok((train, Some(batches(held_out, 0)?)))
     }
-}
-
-fn document((number, text): (usize, &String)) -> Document {
-    Document { id: format!("sampled {number}"), content: Content::Text(text.clone()), split: None }
 }

@@ -11,13 +11,11 @@ use serde_json::json;
 use slmc_ir::{Checkpoint, Host, ModelSpec, Outline, TokenId};
 use slmc_model::{Decoder, Products};
 use slmc_recipe::{Budget, DistillConfig, Finished, Rejection, Stage, StageContext, StageError, TrainConfig};
-use slmc_train::{
-    BatchSource, DistillSettings, Precision, ScaleInputs, TrainInputs, TrainSettings, train, train_scales,
-};
+use slmc_train::{DistillSettings, Precision, ScaleInputs, TrainInputs, TrainSettings, train, train_scales};
 
 pub(crate) use self::finish::{check_stopped, float_of};
 use self::{
-    data::{Sampled, SampledText},
+    data::{Learnt, Sampled, SampledText},
     fit::{Fitted, Limits},
     teacher::TeacherPrecision,
 };
@@ -42,6 +40,8 @@ struct Teaching {
     sampled: Option<Sampled>,
     /// Tokens that the student is fitted to its teacher on.
     fit_tokens: usize,
+    /// Share of the teacher's own text among them.
+    fit_sampled_share: f64,
     precision: TeacherPrecision,
     learn: Learning,
 }
@@ -74,8 +74,10 @@ impl Training {
         if !(config.hidden_weight >= 0.0 && config.hidden_weight.is_finite()) {
             return Err(format!("hidden_weight = {}: must be 0 or more", config.hidden_weight));
         }
-        if !(0.0..=1.0).contains(&config.sampled_share) {
-            return Err(format!("sampled_share = {}: a share is between 0 and 1", config.sampled_share));
+        let shares =
+            [("sampled_share", config.sampled_share), ("fit_sampled_share", config.fit_sampled_share)];
+        if let Some((name, share)) = shares.iter().find(|(_, share)| !(0.0..=1.0).contains(share)) {
+            return Err(format!("{name} = {share}: a share is between 0 and 1"));
         }
         let learn = match config.learn.as_str() {
             "weights" => Learning::Weights,
@@ -101,6 +103,7 @@ impl Training {
                 settings,
                 sampled,
                 fit_tokens: config.fit_tokens,
+                fit_sampled_share: config.fit_sampled_share,
                 precision,
                 learn,
             }),
@@ -298,7 +301,7 @@ impl Stage for Training {
             inputs_hash: String::new(),
         };
         let prepared = json!({
-            "sampled_documents": sampled.map_or(0, |(text, _)| text.documents.len()),
+            "sampled_documents": sampled.map_or(0, |(text, _)| text.n_documents),
             "fit": fitted.map(|fitted| fitted.notes),
         });
         let failed = |e: slmc_train::TrainError| StageError::Failed(e.to_string());
@@ -366,10 +369,11 @@ impl Training {
         &self,
         input: &Checkpoint,
         teacher: Option<&Checkpoint>,
-        batches: &impl BatchSource,
+        batches: &Learnt,
         context: &StageContext<'_>,
     ) -> Result<Option<Fitted>, StageError> {
-        let n_tokens = self.teaching.as_ref().map_or(0, |teaching| teaching.fit_tokens);
+        let Some(teaching) = &self.teaching else { return Ok(None) };
+        let n_tokens = teaching.fit_tokens;
         let Some(teacher) = teacher.filter(|_| n_tokens > 0) else { return Ok(None) };
         let n_tokens = fitted_tokens(n_tokens, input.spec());
         let mut sequences: Vec<Vec<TokenId>> = Vec::new();
@@ -378,7 +382,7 @@ impl Training {
             if sequences.len() * seq_len >= n_tokens {
                 break;
             }
-            let batch = batches.batch(index).map_err(|e| StageError::Failed(e.to_string()))?;
+            let batch = batches.batch_of_share(index, teaching.fit_sampled_share);
             sequences.extend(batch.inputs.chunks_exact(seq_len).map(<[TokenId]>::to_vec));
         }
         // Proved when the stage was made.
