@@ -172,6 +172,22 @@ impl Batches {
         batch
     }
 
+    /// Batch number `index` of the windows that the first epoch comes to last, the last one first: what a training has not come
+    /// to yet, as long as both together are less than an epoch.
+    pub fn batch_from_the_end(&self, index: u64) -> Batch {
+        let first = u128::from(index) * self.batch_size as u128;
+        let mut batch = self.empty_batch(self.has_mask());
+        let places = first..first + self.batch_size as u128;
+        places.for_each(|place| self.push_place(self.place_from_the_end(place), &mut batch));
+        batch
+    }
+
+    /// The place of the window that comes `n`-th from the end of the first epoch; beyond its beginning, from its end again.
+    pub(crate) fn place_from_the_end(&self, n: u128) -> u128 {
+        let n_windows = u128::from(self.n_windows());
+        n_windows - 1 - n % n_windows
+    }
+
     /// A batch with room for its rows.
     pub(crate) fn empty_batch(&self, has_mask: bool) -> Batch {
         let n_elements = self.batch_size * self.seq_len;

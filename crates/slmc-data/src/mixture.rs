@@ -43,20 +43,23 @@ impl Mixture {
 
     /// Batch number `index`, from 0 without end.
     pub fn batch(&self, index: u64) -> Batch {
-        self.batch_of_share(index, self.share)
+        self.batch_of(index, self.share, &|_, place| place)
     }
 
-    /// Batch number `index` as it would be with another share of the second stream, between 0 and 1.
-    pub fn batch_of_share(&self, index: u64, share: f64) -> Batch {
-        let share = share.clamp(0.0, 1.0);
+    /// As [`Batches::batch_from_the_end`], with a share of the second stream of its own, between 0 and 1.
+    pub fn batch_from_the_end(&self, index: u64, share: f64) -> Batch {
+        self.batch_of(index, share.clamp(0.0, 1.0), &Batches::place_from_the_end)
+    }
+
+    fn batch_of(&self, index: u64, share: f64, place_in: &dyn Fn(&Batches, u128) -> u128) -> Batch {
         let mut batch = self.first.empty_batch(self.first.has_mask() || self.second.has_mask());
         let n_rows = u128::from(index) * batch.batch_size as u128;
         for row in n_rows..n_rows + batch.batch_size as u128 {
             let before = of_second(row, share);
             if of_second(row + 1, share) > before {
-                self.second.push_place(before, &mut batch);
+                self.second.push_place(place_in(&self.second, before), &mut batch);
             } else {
-                self.first.push_place(row - before, &mut batch);
+                self.first.push_place(place_in(&self.first, row - before), &mut batch);
             }
         }
         batch
@@ -85,14 +88,27 @@ mod tests {
     }
 
     #[test]
+    fn from_the_end_come_the_rows_that_an_epoch_comes_to_last() {
+        // 25 windows and 10.
+        let mixture = Mixture::new(batches(0, 101, 3), batches(1000, 41, 3), 0.5).unwrap();
+        let from_the_start = rows(|i| mixture.batch(i), 4);
+        let from_the_end = rows(|i| mixture.batch_from_the_end(i, 1.0 / 3.0), 3);
+        let second = |rows: &[Vec<u32>]| rows.iter().filter(|row| row[0] >= 1000).count();
+        assert_eq!([second(&from_the_start), second(&from_the_end)], [6, 3]);
+        assert!(from_the_end.iter().all(|row| !from_the_start.contains(row)));
+        // Six of the ten from one end and all of them from the other.
+        let all = rows(|i| mixture.batch_from_the_end(i, 1.0), 4);
+        assert_eq!(all[10..12], all[..2]);
+        assert_eq!(all[..10].iter().collect::<std::collections::BTreeSet<_>>().len(), 10);
+    }
+
+    #[test]
     fn rows_come_in_the_proportion_and_in_each_streams_own_order() {
         for share in [0.0, 0.25, 0.3, 0.5, 1.0] {
             let mixture = Mixture::new(batches(0, 101, 3), batches(1000, 41, 3), share).unwrap();
             let all = rows(|i| mixture.batch(i), 40);
             let (second, first): (Vec<_>, Vec<_>) = all.iter().cloned().partition(|row| row[0] >= 1000);
             assert_eq!(second.len(), (120.0 * share).floor() as usize, "{share}");
-            let other = Mixture::new(batches(0, 101, 3), batches(1000, 41, 3), 0.6).unwrap();
-            assert_eq!(rows(|i| other.batch_of_share(i, share), 40), all);
             assert_eq!(first[..], rows(|i| batches(0, 101, 3).batch(i), 40)[..first.len()]);
             assert_eq!(second[..], rows(|i| batches(1000, 41, 3).batch(i), 40)[..second.len()]);
             assert_eq!(mixture.batch(17), mixture.batch(17));

@@ -86,11 +86,12 @@ impl BatchSource for Learnt {
 }
 
 impl Learnt {
-    /// Batch number `index` with another share of the teacher's own text, where there is any of it.
-    pub fn batch_of_share(&self, index: u64, share: f64) -> Batch {
+    /// Batch number `index` of what the training comes to last, with a share of its own of the teacher's text, where there is any
+    /// of it.
+    pub fn batch_from_the_end(&self, index: u64, share: f64) -> Batch {
         match self {
-            Self::Data(batches) => batches.batch(index),
-            Self::Mixed(mixture) => mixture.batch_of_share(index, share),
+            Self::Data(batches) => batches.batch_from_the_end(index),
+            Self::Mixed(mixture) => mixture.batch_from_the_end(index, share),
         }
     }
 }

@@ -330,9 +330,6 @@ pub(crate) fn fitted_tokens(asked: usize, student: &ModelSpec) -> usize {
     asked.max(TOKENS_PER_INPUT * student.d_ff)
 }
 
-/// The first batch that is fitted to: no training comes so far.
-const FIRST_FITTED: u64 = 1 << 32;
-
 impl Training {
     /// A share of the minutes, where there are any.
     fn at_most(&self, share: f64) -> Option<Duration> {
@@ -378,11 +375,11 @@ impl Training {
         let n_tokens = fitted_tokens(n_tokens, input.spec());
         let mut sequences: Vec<Vec<TokenId>> = Vec::new();
         let seq_len = self.config.seq_len;
-        for index in FIRST_FITTED.. {
+        for index in 0.. {
             if sequences.len() * seq_len >= n_tokens {
                 break;
             }
-            let batch = batches.batch_of_share(index, teaching.fit_sampled_share);
+            let batch = batches.batch_from_the_end(index, teaching.fit_sampled_share);
             sequences.extend(batch.inputs.chunks_exact(seq_len).map(<[TokenId]>::to_vec));
         }
         // Proved when the stage was made.
