@@ -288,6 +288,7 @@ fn tasks_of_ones_own_are_judged_and_compared() {
 #[test]
 fn what_a_model_writes_is_judged_and_how_its_texts_fail() {
     let bench = Bench::new();
+    // The third is followed by a comma at once: nothing is written.
     let prompts = ["The ship", "She said that", "In the morning", "Of all the"];
     let written = |prompt: &str, stop: &[&str]| {
         let mut args = vec!["generate", "--prompt", prompt, "--temperature", "0", "--max-tokens", "48"];
@@ -312,11 +313,12 @@ fn what_a_model_writes_is_judged_and_how_its_texts_fail() {
     let figures = &found["tasks"][0];
     for (item, prompt) in figures["items"].as_array().unwrap().iter().zip(prompts) {
         assert_eq!(item["written"]["text"], written(prompt, &[","]));
-        assert_eq!(item["written"]["right"], prompt != prompts[1], "{item}");
+        assert_eq!(item["written"]["right"], prompt == prompts[0] || prompt == prompts[3], "{item}");
     }
-    assert_eq!(figures["acc"], 0.75);
-    assert_eq!(figures["writing"]["no_answer"], 0.0);
-    assert_eq!(figures["writing"]["unreadable"], 0.0);
+    assert_eq!(figures["acc"], 0.5);
+    assert_eq!(figures["writing"]["no_answer"], 0.25);
+    assert_eq!(figures["writing"]["unreadable"], 0.25);
+    assert_eq!(figures["writing"]["endless"], 0.0);
 
     // Left alone, greedy text does not end.
     let endless = task.replace("until = [',']\n", "").replace("= 48", "= 400");
