@@ -241,8 +241,7 @@ impl DistillConfig {
     pub const LEARN: &str = "weights";
     /// As much of the teacher's own text as of the data.
     pub const SAMPLED_SHARE: f64 = 0.5;
-    /// Mostly the teacher's own text, which is about more than the data: fitted to it, students of SmolLM2 won back two
-    /// points more on an encyclopaedia than with half of it, and one and a half less on novels, which the data are.
+    /// Mostly the teacher's own text, which is about more than the data.
     pub const FIT_SAMPLED_SHARE: f64 = 0.75;
 }
 
