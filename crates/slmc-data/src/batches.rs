@@ -166,19 +166,20 @@ impl Batches {
     /// Batch number `index`, from 0 without end. The same for the same data, sizes and seed, on any machine, in any
     /// order of asking.
     pub fn batch(&self, index: u64) -> Batch {
-        let first = u128::from(index) * self.batch_size as u128;
-        let mut batch = self.empty_batch(self.has_mask());
-        (first..first + self.batch_size as u128).for_each(|place| self.push_place(place, &mut batch));
-        batch
+        self.batch_of(index, &|place| place)
     }
 
     /// Batch number `index` of the windows that the first epoch comes to last, the last one first: what a training has not come
     /// to yet, as long as both together are less than an epoch.
     pub fn batch_from_the_end(&self, index: u64) -> Batch {
+        self.batch_of(index, &|n| self.place_from_the_end(n))
+    }
+
+    /// The rows of a batch, each at the place that its number is given.
+    fn batch_of(&self, index: u64, place_of: &dyn Fn(u128) -> u128) -> Batch {
         let first = u128::from(index) * self.batch_size as u128;
         let mut batch = self.empty_batch(self.has_mask());
-        let places = first..first + self.batch_size as u128;
-        places.for_each(|place| self.push_place(self.place_from_the_end(place), &mut batch));
+        (first..first + self.batch_size as u128).for_each(|row| self.push_place(place_of(row), &mut batch));
         batch
     }
 
