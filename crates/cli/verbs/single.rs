@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use slmc_recipe::{Recipe, RunFolder, RunSummary};
+use slmc_recipe::{DistillConfig, Recipe, RunFolder, RunSummary};
 use toml::{Table, Value};
 
 use super::{Session, hashing::Hashing, model, recipe};
@@ -33,9 +33,15 @@ pub fn train(args: &TrainArgs, session: &Session<'_>) -> Result<(), Failure> {
     work.run(recipe, stages, None, session)
 }
 
+/// Tokens that a teacher writes for a carved student, for each minute of a budget: as much as is learnt from once, on two cores
+/// with a small model.
+const SAMPLED_A_MINUTE: f64 = 1_400.0;
+/// The most of them.
+const MOST_SAMPLED: i64 = 1 << 18;
+
 /// Fills in what is not given of a distillation that begins with a carved student: long rows (what is cut out of a model
 /// unlearns to look far back first), text that the teacher writes, and a fit before the training. With a budget in minutes
-/// writing and fitting take a fixed part of it at most; of a shorter budget half is learnt from such text.
+/// writing and fitting take a fixed part of it at most.
 fn begin_carved(distill: &mut Table) {
     let mut given = |key: &str, or: i64| {
         let value = distill.entry(key).or_insert(Value::Integer(or));
@@ -46,7 +52,13 @@ fn begin_carved(distill: &mut Table) {
     given("fit_tokens", 49152);
     let whole = |key: &str| distill.get(key).and_then(Value::as_integer);
     let budget = whole("tokens").or_else(|| whole("steps").map(|steps| steps.saturating_mul(step)));
-    let sampled = budget.map_or(1 << 16, |budget| (budget / 2).clamp(row, 1 << 16));
+    let minutes = distill.get("minutes").and_then(|m| m.as_float().or(m.as_integer().map(|m| m as f64)));
+    // Of a budget in tokens, as much as is learnt from once.
+    let sampled = match budget {
+        Some(budget) => budget as f64 * DistillConfig::SAMPLED_SHARE,
+        None => minutes.unwrap_or(0.0) * SAMPLED_A_MINUTE,
+    };
+    let sampled = (sampled as i64).clamp(row, MOST_SAMPLED.max(row));
     distill.entry("sampled_tokens").or_insert(Value::Integer(sampled));
 }
 

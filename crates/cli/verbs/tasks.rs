@@ -4,9 +4,10 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use slmc_data::Tokenizer;
+use slmc_engine::stop_tokens;
 use slmc_eval::{
     stats::Resampling,
-    tasks::{TaskComparison, TaskKind, TaskResult, compare as compare_tasks, run_task},
+    tasks::{Asked, TaskComparison, TaskKind, TaskResult, compare as compare_tasks, run_task},
 };
 use slmc_gate::{SessionModel, locate_task};
 use slmc_stages::tokenizer_of;
@@ -76,10 +77,12 @@ fn run(
     let tokenizer: Tokenizer = tokenizer_of(&checkpoint).map_err(stage_failure)?;
     let engine = engine::load(&checkpoint, exact, session)?;
     let capacity = CONTEXT.min(engine.spec().context_len);
-    let mut asked = SessionModel::new(&engine, capacity).map_err(engine::failure)?;
+    let mut model = SessionModel::new(&engine, capacity).map_err(engine::failure)?;
+    let ends = stop_tokens(&checkpoint);
+    let mut asked = Asked { model: &mut model, tokenizer: &tokenizer, ends: &ends };
     let mut results = Vec::new();
     for (task, items) in &located {
-        let result = run_task(task, items, &mut asked, &tokenizer, session.terminal);
+        let result = run_task(task, items, &mut asked, session.terminal);
         results.push(result.map_err(|e| gate::failure(e.into()))?);
     }
     Ok(results)

@@ -172,7 +172,9 @@ impl Batches {
     /// Batch number `index` of the windows that the first epoch comes to last, the last one first: what a training has not come
     /// to yet, as long as both together are less than an epoch.
     pub fn batch_from_the_end(&self, index: u64) -> Batch {
-        self.batch_of(index, &|n| self.place_from_the_end(n))
+        // Beyond the epoch's beginning from its end again.
+        let n_windows = u128::from(self.n_windows());
+        self.batch_of(index, &|n| n_windows - 1 - n % n_windows)
     }
 
     /// The rows of a batch, each at the place that its number is given.
@@ -181,12 +183,6 @@ impl Batches {
         let mut batch = self.empty_batch(self.has_mask());
         (first..first + self.batch_size as u128).for_each(|row| self.push_place(place_of(row), &mut batch));
         batch
-    }
-
-    /// The place of the window that comes `n`-th from the end of the first epoch; beyond its beginning, from its end again.
-    pub(crate) fn place_from_the_end(&self, n: u128) -> u128 {
-        let n_windows = u128::from(self.n_windows());
-        n_windows - 1 - n % n_windows
     }
 
     /// A batch with room for its rows.
@@ -296,6 +292,17 @@ mod tests {
             assert_eq!(seen, (0..10).map(|i| i * 4).collect::<Vec<_>>());
         }
         assert_ne!(starts[..10], starts[10..20], "each epoch has its own order");
+    }
+
+    #[test]
+    fn from_the_end_come_the_windows_that_an_epoch_comes_to_last() {
+        // 10 windows, batches of 3.
+        let batches = batches(41, 4, 3, 7);
+        let rows = |batch: Batch| batch.inputs.chunks(4).map(<[u32]>::to_vec).collect::<Vec<_>>();
+        let there: Vec<_> = (0..4).flat_map(|i| rows(batches.batch(i))).take(10).collect();
+        let back: Vec<_> = (0..4).flat_map(|i| rows(batches.batch_from_the_end(i))).collect();
+        assert!(back[..10].iter().eq(there.iter().rev()));
+        assert_eq!(back[10..], back[..2], "and then from the end again");
     }
 
     #[test]

@@ -41,25 +41,21 @@ impl Mixture {
         Ok(Self { first, second, share })
     }
 
+    /// The first stream.
+    pub fn first(&self) -> &Batches {
+        &self.first
+    }
+
     /// Batch number `index`, from 0 without end.
     pub fn batch(&self, index: u64) -> Batch {
-        self.batch_of(index, self.share, &|_, place| place)
-    }
-
-    /// As [`Batches::batch_from_the_end`], with a share of the second stream of its own, between 0 and 1.
-    pub fn batch_from_the_end(&self, index: u64, share: f64) -> Batch {
-        self.batch_of(index, share.clamp(0.0, 1.0), &Batches::place_from_the_end)
-    }
-
-    fn batch_of(&self, index: u64, share: f64, place_in: &dyn Fn(&Batches, u128) -> u128) -> Batch {
         let mut batch = self.first.empty_batch(self.first.has_mask() || self.second.has_mask());
         let n_rows = u128::from(index) * batch.batch_size as u128;
         for row in n_rows..n_rows + batch.batch_size as u128 {
-            let before = of_second(row, share);
-            if of_second(row + 1, share) > before {
-                self.second.push_place(place_in(&self.second, before), &mut batch);
+            let before = of_second(row, self.share);
+            if of_second(row + 1, self.share) > before {
+                self.second.push_place(before, &mut batch);
             } else {
-                self.first.push_place(place_in(&self.first, row - before), &mut batch);
+                self.first.push_place(row - before, &mut batch);
             }
         }
         batch
@@ -85,21 +81,6 @@ mod tests {
 
     fn rows(batches: impl Fn(u64) -> Batch, n: u64) -> Vec<Vec<u32>> {
         (0..n).flat_map(|i| batches(i).inputs.chunks(4).map(<[u32]>::to_vec).collect::<Vec<_>>()).collect()
-    }
-
-    #[test]
-    fn from_the_end_come_the_rows_that_an_epoch_comes_to_last() {
-        // 25 windows and 10.
-        let mixture = Mixture::new(batches(0, 101, 3), batches(1000, 41, 3), 0.5).unwrap();
-        let from_the_start = rows(|i| mixture.batch(i), 4);
-        let from_the_end = rows(|i| mixture.batch_from_the_end(i, 1.0 / 3.0), 3);
-        let second = |rows: &[Vec<u32>]| rows.iter().filter(|row| row[0] >= 1000).count();
-        assert_eq!([second(&from_the_start), second(&from_the_end)], [6, 3]);
-        assert!(from_the_end.iter().all(|row| !from_the_start.contains(row)));
-        // Six of the ten from one end and all of them from the other.
-        let all = rows(|i| mixture.batch_from_the_end(i, 1.0), 4);
-        assert_eq!(all[10..12], all[..2]);
-        assert_eq!(all[..10].iter().collect::<std::collections::BTreeSet<_>>().len(), 10);
     }
 
     #[test]

@@ -3,17 +3,17 @@
 use std::{cell::OnceCell, collections::BTreeMap, thread};
 
 use slmc_data::{Documents, Split, Tokenizer, sha256_bytes};
-use slmc_engine::{Engine, EngineOptions};
+use slmc_engine::{Engine, EngineOptions, stop_tokens};
 use slmc_eval::{
     EvalText, Paired, Windowing, compare_with_baseline,
-    tasks::{TaskResult, run_task},
+    tasks::{Asked, TaskResult, run_task},
 };
 use slmc_ir::{Checkpoint, LanguageModel, TokenId};
 
 use crate::{
     Cache, DataSection, GateError, Opened, Request, SessionModel,
     config::TaskBound,
-    task_source::{LocatedTask, locate_task},
+    task_source::locate_task,
 };
 
 /// Longest sequence of a task's item that room is made for, in tokens.
@@ -146,19 +146,21 @@ impl<'a> Pair<'a> {
         let key = self.key(&["task", &hash]);
         let host = self.request.host;
         let items = located.read(bound.limit)?;
-        let run = |engine: &Engine, located: &LocatedTask| -> Result<TaskResult, GateError> {
+        let run = |engine: &Engine, checkpoint: &Checkpoint| -> Result<TaskResult, GateError> {
             let mut model = SessionModel::new(engine, TASK_CONTEXT.min(engine.spec().context_len))?;
-            Ok(run_task(&located.task, &items, &mut model, &self.tokenizer, host)?)
+            let ends = stop_tokens(checkpoint);
+            let mut asked = Asked { model: &mut model, tokenizer: &self.tokenizer, ends: &ends };
+            Ok(run_task(&located.task, &items, &mut asked, host)?)
         };
         let base = match self.cache.task(&key, host) {
             Some(result) => result,
             None => {
-                let result = run(&self.baseline_engine()?, &located)?;
+                let result = run(&self.baseline_engine()?, &self.baseline.checkpoint)?;
                 self.cache.keep_task(&key, &result)?;
                 result
             }
         };
-        Ok((run(self.model_engine()?, &located)?, base, hash))
+        Ok((run(self.model_engine()?, &self.model.checkpoint)?, base, hash))
     }
 
     /// What a comparison rests on: see the lock file.

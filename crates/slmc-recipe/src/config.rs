@@ -213,11 +213,12 @@ pub struct DistillConfig {
     pub sampled_tokens: usize,
     /// Share of such text among the sequences, where there is any.
     pub sampled_share: f64,
-    /// Tokens on which the output and down projections of a student that was carved out of its teacher are fitted to the
-    /// teacher's hidden states, block by block in closed form, before the training (at least eight for each MLP channel); 0
-    /// for none. The fitting counts as part of a budget in minutes.
+    /// Tokens on which the projections of a student that was carved out of its teacher are fitted to the teacher's hidden
+    /// states, block by block in closed form, before the training (at least eight for each MLP channel); 0 for none. The
+    /// fitting counts as part of a budget in minutes.
     pub fit_tokens: usize,
-    /// Share of the teacher's own text among those tokens, where it has written any.
+    /// Share of the teacher's own text among those tokens, where it writes any: text for the fit alone, in documents half as
+    /// long as the training's rows.
     pub fit_sampled_share: f64,
     /// What the teacher computes in: `f32`, on the student's device; or `int8`, in the engine, on the CPU: activations in
     /// bytes, packed matrices as they are, float ones in q8_0; the head is in floats.
@@ -239,8 +240,8 @@ impl DistillConfig {
     pub const TEACHER_PRECISION: &str = "f32";
     /// All of the student.
     pub const LEARN: &str = "weights";
-    /// As much of the teacher's own text as of the data.
-    pub const SAMPLED_SHARE: f64 = 0.5;
+    /// A little less of the teacher's own text than of the data.
+    pub const SAMPLED_SHARE: f64 = 0.4;
     /// Mostly the teacher's own text, which is about more than the data.
     pub const FIT_SAMPLED_SHARE: f64 = 0.75;
 }

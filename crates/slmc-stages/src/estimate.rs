@@ -124,7 +124,8 @@ fn distillation(student: &ModelSpec, teacher: Option<&ModelSpec>, config: &Disti
     }
     let n_tokens = fitted_tokens(config.fit_tokens, student);
     let ModelSpec { d_model, d_ff, n_heads, d_head, .. } = *student;
-    let states = n_tokens * (3 * d_model + n_heads * d_head + d_ff) * 4;
+    // The student's states, and the teacher's at three blocks: before, between, after, and what was removed there.
+    let states = n_tokens * (12 * d_model + n_heads * d_head + d_ff) * 4;
     let sums = (d_ff * (d_ff + d_model) * (4 + 6 * 8)) as u64;
     let fit = states as u64 + sums + model_bytes(student);
     // Both models forwards, and as much again for the sums.

@@ -13,7 +13,7 @@ mod writing;
 pub use definition::{Metric, TaskFile, TaskKind};
 pub use items::{Item, read_items};
 pub use result::{ItemResult, TaskComparison, TaskFigures, TaskResult, compare};
-pub use score::run_task;
+pub use score::{Asked, run_task};
 pub use writing::{WritingFigures, WrittenAnswer};
 
 use std::path::PathBuf;

@@ -17,6 +17,16 @@ use crate::{
     log_softmax::{argmax, log_sum_exp},
 };
 
+/// A model that is asked: how its texts are read, and which tokens end them.
+pub struct Asked<'a> {
+    /// The model.
+    pub model: &'a mut dyn LanguageModel,
+    /// Its tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// Tokens that end what it writes.
+    pub ends: &'a [TokenId],
+}
+
 /// Runs a task. A model that keeps what it computed for the beginning of the sequence before, as sessions of the engine do,
 /// scores what choices share once: they come one after the other.
 ///
@@ -25,8 +35,7 @@ use crate::{
 pub fn run_task(
     task: &TaskFile,
     items: &[Item],
-    model: &mut dyn LanguageModel,
-    tokenizer: &Tokenizer,
+    asked: &mut Asked<'_>,
     host: &dyn Host,
 ) -> Result<TaskResult, EvalError> {
     let answers = match task.kind {
@@ -44,10 +53,10 @@ pub fn run_task(
         let scored = match &answers {
             Some(answers) => {
                 let (context, target) = &item.choices[0];
-                let written = write_answer(task, answers, context, target, model, tokenizer)?;
+                let written = write_answer(task, answers, context, target, asked)?;
                 ItemResult { item: item.index, written: Some(written), ..ItemResult::default() }
             }
-            None => score_item(item, model, tokenizer)?,
+            None => score_item(item, asked.model, asked.tokenizer)?,
         };
         n_right += usize::from(scored.right(task.metric, task.kind));
         results.push(scored);

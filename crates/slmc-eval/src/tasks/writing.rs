@@ -7,10 +7,10 @@
 
 use regex::{Captures, Regex, RegexBuilder};
 use serde::{Deserialize, Serialize};
-use slmc_data::{Special, Tokenizer};
-use slmc_ir::{LanguageModel, TokenId};
+use slmc_data::Special;
+use slmc_ir::TokenId;
 
-use super::{TaskError, TaskFile};
+use super::{Asked, TaskError, TaskFile};
 use crate::{EvalError, log_softmax::argmax};
 
 /// Times that the same piece has to stand at a text's end, one after the other, for the text to go round in circles.
@@ -127,10 +127,9 @@ pub(super) fn write_answer(
     answers: &Answers,
     context: &str,
     target: &str,
-    model: &mut dyn LanguageModel,
-    tokenizer: &Tokenizer,
+    asked: &mut Asked<'_>,
 ) -> Result<WrittenAnswer, EvalError> {
-    let Written { tokens, text, ended } = write(task, context, model, tokenizer)?;
+    let Written { tokens, text, ended } = write(task, context, asked)?;
     let answer = answers.find(&text).filter(|answer| !answer.is_empty());
     Ok(WrittenAnswer {
         right: answer.as_ref().is_some_and(|answer| answers.equal(answer, target)),
@@ -149,12 +148,8 @@ struct Written {
     ended: bool,
 }
 
-fn write(
-    task: &TaskFile,
-    context: &str,
-    model: &mut dyn LanguageModel,
-    tokenizer: &Tokenizer,
-) -> Result<Written, EvalError> {
+fn write(task: &TaskFile, context: &str, asked: &mut Asked<'_>) -> Result<Written, EvalError> {
+    let Asked { model, tokenizer, ends } = asked;
     let special = tokenizer.special();
     let mut sequence: Vec<TokenId> = special.bos.into_iter().filter(|_| special.add_bos).collect();
     sequence.extend(tokenizer.encode(context, Special::Plain)?);
@@ -173,7 +168,7 @@ fn write(
             next = row.iter().all(|logit| logit.is_finite()).then(|| argmax(row) as TokenId);
         })?;
         let next = next.ok_or(EvalError::NotFinite { token_index: last })?;
-        if special.eos == Some(next) {
+        if ends.contains(&next) {
             ended = true;
             break;
         }

@@ -103,6 +103,18 @@ impl BlockPass {
         forward(Sizes::new(&self.spec, batch, seq, self.products), &self.inputs(hidden), &self.rope).out
     }
 
+    /// What the projections behind a norm are given of hidden states: queries, keys and values behind [`Role::AttnNorm`], gate and
+    /// up behind [`Role::FfnNorm`].
+    ///
+    /// # Panics
+    /// When the block has no such norm.
+    pub fn normed(&self, norm: Role, hidden: &[f32]) -> Vec<f32> {
+        let gain = self.matrix(norm).expect("a norm of the block");
+        let (mut normed, mut inverse) = (vec![0.0; hidden.len()], vec![0.0; hidden.len() / gain.len()]);
+        rms_norm(hidden, gain, self.spec.norm_eps, &mut normed, &mut inverse);
+        normed
+    }
+
     /// Attention's mix of values, and hidden states after its output projection.
     pub fn attend(&self, hidden: &[f32], [batch, seq]: [usize; 2]) -> Mixed {
         let sizes = Sizes::new(&self.spec, batch, seq, self.products);
@@ -126,7 +138,7 @@ impl BlockPass {
         add_projected(Sizes::new(&self.spec, batch, seq, self.products), &self.inputs(&[]), slot, x, hidden);
     }
 
-    /// A projection's matrix, `[d_out, d_in]` row by row.
+    /// A projection's matrix, `[d_out, d_in]` row by row; a norm's gains.
     pub fn matrix(&self, role: Role) -> Option<&[f32]> {
         let (_, slot) = SLOTS.iter().find(|(slot_role, _)| *slot_role == role)?;
         self.tensors[*slot].as_deref()

@@ -21,12 +21,15 @@ const TEMPERATURE: f64 = 1.0;
 
 /// Text that the teacher is to write.
 #[derive(Clone, Copy)]
-pub(super) struct Sampled {
+pub(super) struct Writing {
+    /// Name of what is kept of it in the stage's folder.
+    pub file: &'static str,
     pub n_tokens: usize,
-    /// Tokens of the longest document: a row of the training.
+    /// Tokens of the longest document.
     pub document_len: usize,
-    /// Share of its sequences among all.
-    pub share: f64,
+    pub seed: u64,
+    /// Ends the writing early.
+    pub at_most: Option<Duration>,
 }
 
 /// Text that the teacher has written.
@@ -41,25 +44,15 @@ pub(super) struct SampledText {
     pub seconds: f64,
 }
 
-impl Sampled {
+impl Writing {
     /// The text: what an interrupted run had written, or a new one, kept in the stage's folder.
-    pub fn text(
-        self,
-        teacher: &Checkpoint,
-        at_most: Option<Duration>,
-        context: &StageContext<'_>,
-    ) -> Result<SampledText, StageError> {
-        let path = context.folder.join("sampled.json");
+    pub fn text(self, teacher: &Checkpoint, context: &StageContext<'_>) -> Result<SampledText, StageError> {
+        let Self { file, n_tokens, document_len, seed, at_most } = self;
+        let path = context.folder.join(file);
         if path.is_file() {
             return kept::read_json(&path);
         }
-        let settings = SampleSettings {
-            n_tokens: self.n_tokens,
-            document_len: self.document_len,
-            temperature: TEMPERATURE,
-            seed: context.seed,
-            at_most,
-        };
+        let settings = SampleSettings { n_tokens, document_len, temperature: TEMPERATURE, seed, at_most };
         let begun = context.host.elapsed();
         let WrittenText { documents, tokens, n_tokens } = sample_documents(teacher, settings, context.host)?;
         let seconds = (context.host.elapsed() - begun).as_secs_f64();
@@ -86,12 +79,11 @@ impl BatchSource for Learnt {
 }
 
 impl Learnt {
-    /// Batch number `index` of what the training comes to last, with a share of its own of the teacher's text, where there is any
-    /// of it.
-    pub fn batch_from_the_end(&self, index: u64, share: f64) -> Batch {
+    /// Those of the data alone.
+    pub fn of_data(&self) -> &Batches {
         match self {
-            Self::Data(batches) => batches.batch_from_the_end(index),
-            Self::Mixed(mixture) => mixture.batch_from_the_end(index, share),
+            Self::Data(batches) => batches,
+            Self::Mixed(mixture) => mixture.first(),
         }
     }
 }

@@ -3,21 +3,21 @@
 mod data;
 mod finish;
 mod fit;
+mod prepare;
 mod teacher;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use serde_json::json;
-use slmc_ir::{Checkpoint, Host, ModelSpec, Outline, TokenId};
+use slmc_ir::{Checkpoint, Host, Outline};
 use slmc_model::{Decoder, Products};
 use slmc_recipe::{Budget, DistillConfig, Finished, Rejection, Stage, StageContext, StageError, TrainConfig};
 use slmc_train::{DistillSettings, Precision, ScaleInputs, TrainInputs, TrainSettings, train, train_scales};
 
-pub(crate) use self::finish::{check_stopped, float_of};
-use self::{
-    data::{Learnt, Sampled, SampledText},
-    fit::{Fitted, Limits},
-    teacher::TeacherPrecision,
+use self::teacher::TeacherPrecision;
+pub(crate) use self::{
+    finish::{check_stopped, float_of},
+    prepare::fitted_tokens,
 };
 use crate::{
     Surroundings,
@@ -36,11 +36,12 @@ struct Teaching {
     /// The recipe's own model when absent.
     teacher: Option<String>,
     settings: DistillSettings,
-    /// Text that the teacher writes for its student.
-    sampled: Option<Sampled>,
+    /// Tokens of text that the teacher writes for its student to learn from, and their share.
+    sampled_tokens: usize,
+    sampled_share: f64,
     /// Tokens that the student is fitted to its teacher on.
     fit_tokens: usize,
-    /// Share of the teacher's own text among them.
+    /// Share of the teacher's own text among them, where it writes any.
     fit_sampled_share: f64,
     precision: TeacherPrecision,
     learn: Learning,
@@ -92,16 +93,12 @@ impl Training {
         }
         let DistillConfig { temperature, alpha, hidden_weight, .. } = config;
         let settings = DistillSettings { temperature, alpha, hidden_weight };
-        let sampled = (config.sampled_tokens > 0 && config.sampled_share > 0.0).then_some(Sampled {
-            n_tokens: config.sampled_tokens,
-            document_len: config.train.seq_len,
-            share: config.sampled_share,
-        });
         Ok(Self {
             teaching: Some(Teaching {
                 teacher: config.teacher,
                 settings,
-                sampled,
+                sampled_tokens: config.sampled_tokens,
+                sampled_share: config.sampled_share,
                 fit_tokens: config.fit_tokens,
                 fit_sampled_share: config.fit_sampled_share,
                 precision,
@@ -247,15 +244,8 @@ impl Stage for Training {
             check_same_tokenizer(teacher, &input)?;
             self.check_same_width(teacher, &input)?;
         }
-        let sampled = self.teaching.as_ref().and_then(|teaching| teaching.sampled).zip(teacher.as_ref());
-        let sampled = match sampled {
-            Some((sampled, teacher)) => {
-                Some((sampled.text(teacher, self.at_most(SHARE_OF_WRITING), context)?, sampled.share))
-            }
-            None => None,
-        };
-        let (train_batches, eval_batches) =
-            self.batches(&input, sampled.as_ref().map(|(text, share)| (text, *share)), context.seed)?;
+        let written = self.written(&input, teacher.as_ref(), context)?;
+        let (train_batches, eval_batches) = self.batches(&input, written.to_learn_from(), context.seed)?;
         let mut fallbacks = Vec::new();
         if eval_batches.is_none() && self.config.eval_batches > 0 {
             let message = "the data holds out too little for evaluations during training: there are none";
@@ -263,11 +253,11 @@ impl Stage for Training {
             fallbacks.push(message.to_owned());
         }
         let device = open_device(&self.around)?;
-        let fitted = self.fitted(&input, teacher.as_ref(), &train_batches, context)?;
+        let fitted = self.fitted(&input, teacher.as_ref(), train_batches.of_data(), &written, context)?;
         let student = fitted.as_ref().map_or(&input, |fitted| &fitted.student);
         let student =
             Decoder::load(&*student.weights, &device).map_err(|e| StageError::Failed(e.to_string()))?;
-        for message in self.cut_short(sampled.as_ref().map(|(text, _)| text), fitted.as_ref(), input.spec()) {
+        for message in self.cut_short(&written, fitted.as_ref(), input.spec()) {
             context.host.warn(&message);
             fallbacks.push(message);
         }
@@ -275,7 +265,7 @@ impl Stage for Training {
         let distill = self.teaching.as_ref().map(|teaching| teaching.settings);
         let mut settings = loop_settings(&self.config, precision, distill, context.seed);
         if let slmc_train::Budget::Minutes(minutes) = &mut settings.budget {
-            *minutes -= sampled.as_ref().map_or(0.0, |(text, _)| text.seconds) / 60.0;
+            *minutes -= written.seconds() / 60.0;
             *minutes -= fitted.as_ref().map_or(0.0, |fitted| fitted.notes.seconds) / 60.0;
             if *minutes <= 0.0 {
                 let message = "writing text and fitting took all of the minutes: ask for fewer `sampled_tokens` and \
@@ -301,7 +291,7 @@ impl Stage for Training {
             inputs_hash: String::new(),
         };
         let prepared = json!({
-            "sampled_documents": sampled.map_or(0, |(text, _)| text.n_documents),
+            "sampled_documents": written.n_documents(),
             "fit": fitted.map(|fitted| fitted.notes),
         });
         let failed = |e: slmc_train::TrainError| StageError::Failed(e.to_string());
@@ -314,80 +304,5 @@ impl Stage for Training {
         let outcome = train(inputs, &settings, &device, context.host).map_err(failed)?;
         check_stopped(&outcome, context, &mut fallbacks)?;
         self.finish(&input, outcome, &prepared, fallbacks, context)
-    }
-}
-
-/// Shares of a budget in minutes that what comes before the training may take.
-const SHARE_OF_WRITING: f64 = 0.2;
-const SHARE_OF_FIT: f64 = 0.4;
-
-/// Tokens of a fit for each input of a projection, at the least: with as many tokens as inputs a fit gets each of them
-/// right and is worth nothing elsewhere.
-const TOKENS_PER_INPUT: usize = 8;
-
-/// Tokens that a student is fitted on where so many are asked for.
-pub(crate) fn fitted_tokens(asked: usize, student: &ModelSpec) -> usize {
-    asked.max(TOKENS_PER_INPUT * student.d_ff)
-}
-
-impl Training {
-    /// A share of the minutes, where there are any.
-    fn at_most(&self, share: f64) -> Option<Duration> {
-        match self.config.budget() {
-            Ok(Budget::Minutes(minutes)) => Some(Duration::from_secs_f64((minutes * 60.0 * share).min(1e9))),
-            _ => None,
-        }
-    }
-
-    /// What came before the training and had no time to come to its end.
-    fn cut_short(
-        &self,
-        text: Option<&SampledText>,
-        fitted: Option<&Fitted>,
-        student: &ModelSpec,
-    ) -> Vec<String> {
-        let Some(teaching) = &self.teaching else { return Vec::new() };
-        let asked = teaching.sampled.map_or(0, |sampled| sampled.n_tokens);
-        let text = text.filter(|text| text.n_tokens < asked);
-        let text =
-            text.map(|text| format!("the teacher had time to write {} of {asked} tokens", text.n_tokens));
-        let asked = fitted_tokens(teaching.fit_tokens, student);
-        let fitted = fitted.filter(|fitted| fitted.notes.n_tokens < asked);
-        let fitted = fitted.map(|fitted| match fitted.notes.n_tokens {
-            0 => "there was no time for a fit that is worth it: the student trains as it is".to_owned(),
-            n_tokens => format!("there was time to fit the student to {n_tokens} of {asked} tokens"),
-        });
-        text.into_iter().chain(fitted).collect()
-    }
-
-    /// The student fitted to its teacher, where that is asked for, on batches that the training comes to last: what was
-    /// fitted to has little left to teach.
-    fn fitted(
-        &self,
-        input: &Checkpoint,
-        teacher: Option<&Checkpoint>,
-        batches: &Learnt,
-        context: &StageContext<'_>,
-    ) -> Result<Option<Fitted>, StageError> {
-        let Some(teaching) = &self.teaching else { return Ok(None) };
-        let n_tokens = teaching.fit_tokens;
-        let Some(teacher) = teacher.filter(|_| n_tokens > 0) else { return Ok(None) };
-        let n_tokens = fitted_tokens(n_tokens, input.spec());
-        let mut sequences: Vec<Vec<TokenId>> = Vec::new();
-        let seq_len = self.config.seq_len;
-        for index in 0.. {
-            if sequences.len() * seq_len >= n_tokens {
-                break;
-            }
-            let batch = batches.batch_from_the_end(index, teaching.fit_sampled_share);
-            sequences.extend(batch.inputs.chunks_exact(seq_len).map(<[TokenId]>::to_vec));
-        }
-        // Proved when the stage was made.
-        let products = match precision_of(&self.config).unwrap_or_default() {
-            Precision::Bf16 => Products::half().unwrap_or_default(),
-            Precision::F32 => Products::Single,
-        };
-        let limits = Limits { at_most: self.at_most(SHARE_OF_FIT), at_least: fitted_tokens(0, input.spec()) };
-        fit::fitted(input, teacher, &sequences, products, limits, context).map(Some)
     }
 }

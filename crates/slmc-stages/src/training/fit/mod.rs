@@ -1,8 +1,12 @@
-//! A carved student fitted to its teacher before the training: block by block, what attention and MLP add to the residual
-//! stream is refitted to make the teacher's stream, in closed form ([`slmc_compress::refit`]). What blocks that were
-//! removed did becomes the work of the blocks before and after them.
+//! A carved student fitted to its teacher before the training, block by block and in closed form ([`slmc_compress::refit`]): what
+//! attention and MLP add to the residual stream is refitted to make the teacher's stream, so that what removed blocks did
+//! becomes the work of those before and after them; and what reads the stream is turned to see in it, as far as a linear map
+//! can, what it would see in the teacher's.
 
-use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc, time::Duration};
+mod origins;
+mod wanted;
+
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use ndarray::{Array2, ArrayView2};
 use serde::{Deserialize, Serialize};
@@ -12,15 +16,17 @@ use slmc_ir::{Checkpoint, Format, Host, MemorySource, Role, TensorKey, TokenId, 
 use slmc_model::{BlockPass, Products};
 use slmc_recipe::{StageContext, StageError};
 
+use self::{
+    origins::origins,
+    wanted::{States, Walk, Wanted},
+};
 use crate::{kept, open::open_model};
 
 /// Sequences that run through a block at once.
-const BATCH: usize = 4;
+const BATCH: usize = 8;
 /// Holds the projections near what they were, where the text does not say otherwise. What is fitted to one text is to
 /// serve another: on 24,576 tokens 0.1 and 0.5 did better on held-out text than 0.01, and alike.
 const DAMPING: f64 = 0.3;
-/// A carved block's queries are its teacher's; a trained one's may have moved by this share of their norm.
-const LARGEST_DISTANCE: f64 = 0.5;
 
 /// Name of the fitted student in the stage's folder, and of what is known of it.
 const FOLDER: &str = "fitted";
@@ -41,8 +47,8 @@ pub(super) struct FitNotes {
     pub n_tokens: usize,
     /// Of each block, the teacher's block that it came from.
     pub origins: Vec<usize>,
-    /// Of each block, the mean squared distance to the teacher's stream after it, as a share of the stream's
-    /// mean square, before the down projection's fit and after it, on the tokens that were fitted to.
+    /// Of each block, the mean squared distance to what the stream after it is to be, as a share of its mean square, before
+    /// the down projection's fit and after it, on the tokens that were fitted to.
     pub errors: Vec<[f64; 2]>,
 }
 
@@ -113,16 +119,18 @@ struct Fit<'a> {
 
 /// What became of a block.
 struct FittedBlock {
-    projections: [(Role, Array2<f32>); 2],
+    projections: Vec<(Role, Array2<f32>)>,
     /// As in [`FitNotes::errors`].
     error: [f64; 2],
 }
 
-/// Hidden states of some sequences, `[n_tokens, d_model]`, in both models.
+/// What a projection is given of hidden states of these many sequences of this length.
+type InputsOf = dyn Fn(&BlockPass, &[f32], [usize; 2]) -> Vec<f32>;
+
+/// The student's hidden states, and the sizes of its batches.
 struct Streams {
-    sizes: [usize; 2],
-    student: Vec<f32>,
-    teacher: Vec<f32>,
+    sizes: Vec<[usize; 2]>,
+    states: States,
 }
 
 impl Fit<'_> {
@@ -147,29 +155,29 @@ impl Fit<'_> {
 
     /// What a fit would take, after the first block's.
     fn expected_seconds(&self) -> Result<f64, StageError> {
-        let origins = self.origins()?;
-        let mut streams = self.embedded()?;
+        let origins = origins(self.student, self.teacher)?;
         let begun = self.host.elapsed();
-        self.fit_block(0, &origins, &mut streams)?;
+        let (mut walk, mut streams) = self.begin(&origins)?;
+        self.fit_block(0, &mut walk, &mut streams)?;
         // Each of the teacher's blocks is passed once, each of the student's twice.
         let blocks = |own: usize, teachers: usize| (2 * own + teachers) as f64;
         let (n_own, n_teachers) = (self.student.spec().n_layers, self.teacher.spec().n_layers);
-        let first = blocks(1, self.next_origin(0, &origins));
+        let first = blocks(1, walk.n_teachers());
         Ok((self.host.elapsed() - begun).as_secs_f64() * blocks(n_own, n_teachers) / first)
     }
 
     fn run(&self) -> Result<(MemorySource, FitNotes), StageError> {
         let spec = self.student.spec().clone();
-        let origins = self.origins()?;
+        let origins = origins(self.student, self.teacher)?;
         let mut weights = BTreeMap::new();
         for &key in self.student.weights.keys() {
             weights.insert(key, self.student.weights.read(key).map_err(failed)?);
         }
-        let mut streams = self.embedded()?;
+        let (mut walk, mut streams) = self.begin(&origins)?;
         let mut errors = Vec::new();
         self.host.begin("fit", spec.n_layers as u64, "blocks");
         for block in 0..spec.n_layers {
-            let FittedBlock { projections, error } = self.fit_block(block, &origins, &mut streams)?;
+            let FittedBlock { projections, error } = self.fit_block(block, &mut walk, &mut streams)?;
             for (role, numbers) in projections {
                 let numbers = numbers.as_slice().expect("row order").to_vec();
                 let key = TensorKey::block(block, role);
@@ -185,27 +193,51 @@ impl Fit<'_> {
         Ok((source, FitNotes { seconds: 0.0, n_tokens, origins, errors }))
     }
 
-    /// Fits a block's two projections and moves the streams through it.
+    /// Both models before their first blocks.
+    fn begin<'o>(&'o self, origins: &'o [usize]) -> Result<(Walk<'o>, Streams), StageError> {
+        let embed = |model: &Checkpoint, tokens: &[Vec<TokenId>]| {
+            let table = model.weights.read(TensorKey::model(Role::Embedding)).map_err(failed)?;
+            let rows: Vec<usize> = tokens.iter().flatten().map(|&token| token as usize).collect();
+            slmc_blocks::decode_weight(&table.with_rows(&rows)).map_err(failed)
+        };
+        let batches = || self.sequences.chunks(BATCH);
+        let embedded = |model| batches().map(|some| embed(model, some)).collect::<Result<States, _>>();
+        let sizes: Vec<[usize; 2]> = batches().map(|some| [some.len(), some[0].len()]).collect();
+        let states = embedded(self.student)?;
+        let teachers = embedded(self.teacher)?;
+        let walk =
+            Walk::new(self.teacher, origins, self.products, sizes.clone(), teachers, &|| self.check_stop())?;
+        Ok((walk, Streams { sizes, states }))
+    }
+
+    /// Fits a block's projections and moves the student's states through it.
     fn fit_block(
         &self,
         block: usize,
-        origins: &[usize],
-        streams: &mut [Streams],
+        walk: &mut Walk<'_>,
+        streams: &mut Streams,
     ) -> Result<FittedBlock, StageError> {
-        let between = self.teacher_states(origins[block]..self.next_origin(block, origins), streams)?;
-        let mut pass = self.load(self.student, block)?;
-        let attention = self.fit_attention(&mut pass, streams, &between)?;
-        let (down, error) = self.fit_mlp(&mut pass, streams)?;
-        Ok(FittedBlock { projections: [(Role::AttnOutput, attention), (Role::Down, down)], error })
-    }
-
-    /// The teacher's block that the student's next one came from; one past its last after the student's last.
-    fn next_origin(&self, block: usize, origins: &[usize]) -> usize {
-        origins.get(block + 1).copied().unwrap_or(self.teacher.spec().n_layers)
-    }
-
-    fn load(&self, model: &Checkpoint, block: usize) -> Result<BlockPass, StageError> {
-        BlockPass::load(&*model.weights, block, self.sequences[0].len(), self.products).map_err(failed)
+        let Wanted { before, between, own_between, own_after } = walk.next(&|| self.check_stop())?;
+        let seq_len = self.sequences[0].len();
+        let mut pass =
+            BlockPass::load(&*self.student.weights, block, seq_len, self.products).map_err(failed)?;
+        let readers = [Role::Query, Role::Key, Role::Value];
+        let mut projections = self.turn(&mut pass, Role::AttnNorm, &readers, streams, &before)?;
+        drop(before);
+        let attends = |pass: &BlockPass, states: &[f32], sizes| pass.attend(states, sizes).attn_mix;
+        let wanted = own_between.as_ref().unwrap_or(&between);
+        let (output, _) = self.fit_added(&mut pass, Role::AttnOutput, &attends, streams, wanted)?;
+        projections.extend(self.turn(
+            &mut pass,
+            Role::FfnNorm,
+            &[Role::Gate, Role::Up],
+            streams,
+            &between,
+        )?);
+        let gates = |pass: &BlockPass, states: &[f32], sizes| pass.gated(states, sizes);
+        let (down, error) = self.fit_added(&mut pass, Role::Down, &gates, streams, &own_after)?;
+        projections.extend([(Role::AttnOutput, output), (Role::Down, down)]);
+        Ok(FittedBlock { projections, error })
     }
 
     fn check_stop(&self) -> Result<(), StageError> {
@@ -215,123 +247,59 @@ impl Fit<'_> {
         Ok(())
     }
 
-    /// Of each of the student's blocks, the teacher's block that it came from: the one with its queries.
-    fn origins(&self) -> Result<Vec<usize>, StageError> {
-        let [ours, theirs] = [self.student, self.teacher].map(|model| model.spec().d_model);
-        if ours != theirs {
-            return Err(StageError::Input(format!(
-                "fit_tokens: the student's d_model is {ours} and the teacher's {theirs}: leave it at 0"
-            )));
-        }
-        let queries = |model: &Checkpoint, block: usize| {
-            let weight = model.weights.read(TensorKey::block(block, Role::Query)).map_err(failed)?;
-            slmc_blocks::decode_weight(&weight).map_err(failed)
-        };
-        let n_teacher = self.teacher.spec().n_layers;
-        let teachers: Vec<Vec<f32>> =
-            (0..n_teacher).map(|block| queries(self.teacher, block)).collect::<Result<_, _>>()?;
-        let mut origins: Vec<usize> = Vec::new();
-        for block in 0..self.student.spec().n_layers {
-            let own = queries(self.student, block)?;
-            let first = origins.last().map_or(0, |last| last + 1);
-            let distances = (first..n_teacher).map(|other| (other, distance(&own, &teachers[other])));
-            let nearest = distances.min_by(|a, b| a.1.total_cmp(&b.1));
-            match nearest.filter(|&(_, distance)| distance < LARGEST_DISTANCE) {
-                Some((origin, _)) => origins.push(origin),
-                None => {
-                    return Err(StageError::Input(format!(
-                        "fit_tokens: the student's block {block} is none of the teacher's: only a student that was \
-                         carved out of its teacher can be fitted to it; leave it at 0"
-                    )));
-                }
-            }
-        }
-        Ok(origins)
-    }
-
-    fn embedded(&self) -> Result<Vec<Streams>, StageError> {
-        let embed = |model: &Checkpoint, tokens: &[Vec<TokenId>]| {
-            let table = model.weights.read(TensorKey::model(Role::Embedding)).map_err(failed)?;
-            let rows: Vec<usize> = tokens.iter().flatten().map(|&token| token as usize).collect();
-            slmc_blocks::decode_weight(&table.with_rows(&rows)).map_err(failed)
-        };
-        let streams = self.sequences.chunks(BATCH).map(|some| {
-            let sizes = [some.len(), some[0].len()];
-            Ok(Streams { sizes, student: embed(self.student, some)?, teacher: embed(self.teacher, some)? })
-        });
-        streams.collect()
-    }
-
-    /// Moves the teacher's streams through some of its blocks; its hidden states between the first one's attention and MLP.
-    fn teacher_states(
-        &self,
-        blocks: Range<usize>,
-        streams: &mut [Streams],
-    ) -> Result<Vec<Vec<f32>>, StageError> {
-        let mut between = Vec::new();
-        for block in blocks.clone() {
-            let pass = self.load(self.teacher, block)?;
-            for streams in streams.iter_mut() {
-                self.check_stop()?;
-                let states = pass.attend(&streams.teacher, streams.sizes).after_attention;
-                let product = pass.gated(&states, streams.sizes);
-                streams.teacher.copy_from_slice(&states);
-                pass.add(Role::Down, &product, &mut streams.teacher, streams.sizes);
-                if block == blocks.start {
-                    between.push(states);
-                }
-            }
-        }
-        Ok(between)
-    }
-
-    /// Also moves the student's streams through the attention as it then is.
-    fn fit_attention(
+    /// Turns the projections that read the stream behind a norm: `W' = W P`, where `P` brings what the norm gives in the student
+    /// nearest to what it gives in the teacher.
+    fn turn(
         &self,
         pass: &mut BlockPass,
-        streams: &mut [Streams],
-        between: &[Vec<f32>],
-    ) -> Result<Array2<f32>, StageError> {
+        norm: Role,
+        readers: &[Role],
+        streams: &Streams,
+        teachers: &States,
+    ) -> Result<Vec<(Role, Array2<f32>)>, StageError> {
         let d = self.student.spec().d_model;
-        let old = matrix(pass, Role::AttnOutput, d)?;
-        let mut stats = RefitStats::empty(old.ncols(), d);
-        let mut mixes = Vec::new();
-        for (streams, wanted) in streams.iter().zip(between) {
+        let mut stats = RefitStats::empty(d, d);
+        for (own, wanted) in streams.states.iter().zip(teachers) {
             self.check_stop()?;
-            let mixed = pass.attend(&streams.student, streams.sizes);
-            observe(&mut stats, &mixed.attn_mix, &mixed.after_attention, wanted, d);
-            mixes.push(mixed.attn_mix);
+            let [own, wanted] = [own, wanted].map(|states| pass.normed(norm, states));
+            let missing: Vec<f32> = wanted.iter().zip(&own).map(|(wanted, own)| wanted - own).collect();
+            stats.observe(rows(&own, d), rows(&missing, d), &vec![1.0; own.len() / d]);
         }
-        let new = refit(old.view(), &stats, DAMPING).map_err(failed)?.weight;
-        pass.replace(Role::AttnOutput, new.iter().copied().collect());
-        for (streams, mix) in streams.iter_mut().zip(&mixes) {
-            pass.add(Role::AttnOutput, mix, &mut streams.student, streams.sizes);
-        }
-        Ok(new)
+        let map = refit(Array2::eye(d).view(), &stats, DAMPING).map_err(failed)?.weight;
+        let turned = readers.iter().map(|&role| {
+            let numbers = pass.matrix(role).ok_or_else(|| failed(format!("a block without {role:?}")))?;
+            let new = rows(numbers, d).dot(&map);
+            pass.replace(role, new.iter().copied().collect());
+            Ok((role, new))
+        });
+        turned.collect()
     }
 
-    /// As [`Fit::fit_attention`].
-    fn fit_mlp(
+    /// Refits a projection that adds to the stream, and moves the student's states past it. `inputs_of` gives what it is given.
+    fn fit_added(
         &self,
         pass: &mut BlockPass,
-        streams: &mut [Streams],
+        role: Role,
+        inputs_of: &InputsOf,
+        streams: &mut Streams,
+        wanted: &States,
     ) -> Result<(Array2<f32>, [f64; 2]), StageError> {
         let d = self.student.spec().d_model;
-        let old = matrix(pass, Role::Down, d)?;
+        let old = matrix(pass, role, d)?;
         let mut stats = RefitStats::empty(old.ncols(), d);
-        let mut products = Vec::new();
-        for streams in streams.iter() {
+        let mut inputs = Vec::new();
+        for ((states, wanted), &sizes) in streams.states.iter().zip(wanted).zip(&streams.sizes) {
             self.check_stop()?;
-            let product = pass.gated(&streams.student, streams.sizes);
-            let mut out = streams.student.clone();
-            pass.add(Role::Down, &product, &mut out, streams.sizes);
-            observe(&mut stats, &product, &out, &streams.teacher, d);
-            products.push(product);
+            let input = inputs_of(pass, states, sizes);
+            let mut out = states.clone();
+            pass.add(role, &input, &mut out, sizes);
+            observe(&mut stats, &input, &out, wanted, d);
+            inputs.push(input);
         }
         let refitted = refit(old.view(), &stats, DAMPING).map_err(failed)?;
-        pass.replace(Role::Down, refitted.weight.iter().copied().collect());
-        for (streams, product) in streams.iter_mut().zip(&products) {
-            pass.add(Role::Down, product, &mut streams.student, streams.sizes);
+        pass.replace(role, refitted.weight.iter().copied().collect());
+        for ((states, input), &sizes) in streams.states.iter_mut().zip(&inputs).zip(&streams.sizes) {
+            pass.add(role, input, states, sizes);
         }
         // Tokens count by the inverse of their mean square: the sum over a row is d times a share.
         let errors = [refitted.error_before, refitted.error].map(|error| error / d as f64);
@@ -356,17 +324,6 @@ fn observe(stats: &mut RefitStats, inputs: &[f32], found: &[f32], wanted: &[f32]
     let weights: Vec<f32> =
         wanted.chunks_exact(d).map(|row| 1.0 / mean_square(row).max(f32::MIN_POSITIVE)).collect();
     stats.observe(rows(inputs, inputs.len() / weights.len()), rows(&missing, d), &weights);
-}
-
-/// As a share of the other's norm; none is too far where the sizes differ.
-fn distance(own: &[f32], other: &[f32]) -> f64 {
-    if own.len() != other.len() {
-        return f64::INFINITY;
-    }
-    let square = |x: f32| f64::from(x) * f64::from(x);
-    let apart: f64 = own.iter().zip(other).map(|(a, b)| square(a - b)).sum();
-    let norm: f64 = other.iter().map(|&x| square(x)).sum();
-    (apart / norm.max(f64::MIN_POSITIVE)).sqrt()
 }
 
 fn failed(error: impl std::fmt::Display) -> StageError {
