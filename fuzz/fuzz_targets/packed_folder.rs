@@ -8,11 +8,10 @@
 mod common;
 mod scratch;
 
-use std::{collections::BTreeMap, fs, path::PathBuf, sync::OnceLock};
+use std::{fs, path::PathBuf, sync::OnceLock};
 
 use libfuzzer_sys::fuzz_target;
-use slmc_interop::{PackedLayout, PackedMatrices, WriteOptions, open, write_packed_folder};
-use slmc_ir::{Family, Quantized, QuantizedParts, Role, SilentHost, TensorKey};
+use slmc_interop::{PackedLayout, open};
 
 const FILES: [&str; 2] = ["config.json", "model.safetensors"];
 
@@ -20,22 +19,9 @@ const FILES: [&str; 2] = ["config.json", "model.safetensors"];
 fn folders() -> &'static Vec<(PathBuf, [Vec<u8>; 2])> {
     static FOLDERS: OnceLock<Vec<(PathBuf, [Vec<u8>; 2])>> = OnceLock::new();
     FOLDERS.get_or_init(|| {
-        let matrix = Quantized::new(QuantizedParts {
-            rows: 32,
-            columns: 64,
-            bits: 4,
-            group_size: 32,
-            levels: (0..32 * 64).map(|i| (i * 5 % 16) as u8).collect(),
-            scales: vec![0.25; 64],
-            zero_points: vec![8; 64],
-            column_order: None,
-        });
-        let matrices = BTreeMap::from([(TensorKey::block(1, Role::Down), matrix.unwrap())]);
-        let model = common::checkpoint(common::spec(Family::Llama), None);
         let folder = |layout: PackedLayout| {
             let path = scratch::path(layout.name());
-            let packed = PackedMatrices { layout, matrices: &matrices };
-            write_packed_folder(&model, packed, &path, &WriteOptions::default(), &SilentHost).unwrap();
+            common::write_packed(layout, &path);
             let files = FILES.map(|name| fs::read(path.join(name)).unwrap());
             (path, files)
         };

@@ -6,7 +6,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use slmc_eval::tasks::Metric;
+use slmc_eval::tasks::{Metric, WritingFigures};
 
 use crate::{GateError, size};
 
@@ -257,14 +257,38 @@ pub struct TaskBound {
 }
 
 impl TaskBound {
-    /// The bounds on how texts fail, by their names.
-    pub(crate) fn writing(&self) -> [(&'static str, Option<f64>); 3] {
-        [
-            ("repetition_at_most", self.repetition_at_most),
-            ("unreadable_at_most", self.unreadable_at_most),
-            ("endless_at_most", self.endless_at_most),
-        ]
+    /// The bounds on how texts fail.
+    pub(crate) fn writing(&self) -> impl Iterator<Item = WritingBound> {
+        let bound = |key, what, share, at_most: Option<f64>| {
+            at_most.map(|at_most| WritingBound { key, what, share, at_most })
+        };
+        let bounds = [
+            bound(
+                "repetition_at_most",
+                "texts that go round in circles",
+                |of| of.repetition,
+                self.repetition_at_most,
+            ),
+            bound(
+                "unreadable_at_most",
+                "texts that cannot be read",
+                |of| of.unreadable,
+                self.unreadable_at_most,
+            ),
+            bound("endless_at_most", "texts that do not end", |of| of.endless, self.endless_at_most),
+        ];
+        bounds.into_iter().flatten()
     }
+}
+
+/// A bound on how texts fail.
+pub(crate) struct WritingBound {
+    pub key: &'static str,
+    /// Which texts.
+    pub what: &'static str,
+    /// Their share.
+    pub share: fn(&WritingFigures) -> f64,
+    pub at_most: f64,
 }
 
 fn default_ctx() -> usize {
@@ -372,8 +396,8 @@ impl Bounds {
         for (name, task) in &self.tasks {
             add(&format!("tasks.{name}.recovery_at_least"), task.recovery_at_least);
             add(&format!("tasks.{name}.at_least"), task.at_least);
-            for (bound, at_most) in task.writing() {
-                add(&format!("tasks.{name}.{bound}"), at_most);
+            for WritingBound { key, at_most, .. } in task.writing() {
+                add(&format!("tasks.{name}.{key}"), Some(at_most));
             }
         }
         all.into_iter().filter_map(|(name, bound)| Some((name, bound?))).collect()

@@ -14,7 +14,7 @@ use crate::{
     Blame, Cache, Check, DataSection, GateError, GateFile, Judge, Lock, Permit, Verdict,
     blame::{self, Evidence, Weights},
     check::{Claim, Side, Unit},
-    config::TaskBound,
+    config::{TaskBound, WritingBound},
     facts,
     pair::{GateText, Pair},
     speed,
@@ -397,22 +397,15 @@ impl Run<'_> {
         bound: &TaskBound,
         figures: [Option<WritingFigures>; 2],
     ) -> Result<(), GateError> {
-        for (which, at_most) in bound.writing() {
-            let Some(at_most) = at_most else { continue };
+        for WritingBound { key, what, share, at_most } in bound.writing() {
+            let key = format!("tasks.{name}.{key}");
             let [Some(baseline), Some(model)] = figures else {
-                let message = format!("tasks.{name}.{which}: nothing is written in this task: take it out");
-                return Err(GateError::Input(message));
-            };
-            let (what, of): (_, fn(WritingFigures) -> f64) = match which {
-                "repetition_at_most" => ("texts that go round in circles", |of| of.repetition),
-                "unreadable_at_most" => ("texts that cannot be read", |of| of.unreadable),
-                _ => ("texts that do not end", |of| of.endless),
+                return Err(GateError::Input(format!("{key}: nothing is written in this task: take it out")));
             };
             let what = format!("{name}, {what}");
-            let claim =
-                exact_claim(&format!("tasks.{name}.{which}"), &what, Side::AtMost, at_most, Unit::Percent);
-            let claim = Claim { baseline: Some(of(baseline)), ..claim };
-            self.report.checks.push(claim.judge_exact(of(model)));
+            let claim = exact_claim(&key, &what, Side::AtMost, at_most, Unit::Percent);
+            let claim = Claim { baseline: Some(share(&baseline)), ..claim };
+            self.report.checks.push(claim.judge_exact(share(&model)));
         }
         Ok(())
     }

@@ -11,9 +11,7 @@ use slmc_eval::{
 use slmc_ir::{Checkpoint, LanguageModel, TokenId};
 
 use crate::{
-    Cache, DataSection, GateError, Opened, Request, SessionModel,
-    config::TaskBound,
-    task_source::locate_task,
+    Cache, DataSection, GateError, Opened, Request, SessionModel, config::TaskBound, task_source::locate_task,
 };
 
 /// Longest sequence of a task's item that room is made for, in tokens.

@@ -17,10 +17,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use common::{FOLDER_FILES, bpe, checkpoint, every_spec};
+use common::{FOLDER_FILES, bpe, checkpoint, every_spec, spec, write_packed};
 use slmc_formats::GgufHeader;
-use slmc_interop::{WriteOptions, open, write_gguf, write_hf_folder};
-use slmc_ir::SilentHost;
+use slmc_interop::{
+    OnnxOptions, OnnxPrecision, PackedLayout, WriteOptions, open, write_gguf, write_hf_folder,
+    write_onnx_file,
+};
+use slmc_ir::{Family, SilentHost};
 
 /// The order of the target `documents`.
 const KINDS: [&str; 4] = ["txt", "jsonl", "json", "toml"];
@@ -42,6 +45,28 @@ fn main() -> Outcome {
         write_hf_folder(&open(&gguf)?, &folder, &WriteOptions::default(), &SilentHost)?;
         folder_seeds(&corpus, &folder, &format!("tiny_{i}"))?;
         fs::remove_dir_all(&folder)?;
+    }
+    for (i, layout) in PackedLayout::ALL.into_iter().enumerate() {
+        let folder = scratch.path().join(layout.name());
+        write_packed(layout, &folder);
+        // The order of the target `packed_folder`.
+        for (j, file) in ["config.json", "model.safetensors"].into_iter().enumerate() {
+            let choice = (i + j * PackedLayout::ALL.len()) as u8;
+            whole_seed(
+                &corpus,
+                "packed_folder",
+                &format!("{i}_{j}"),
+                &[choice],
+                &fs::read(folder.join(file))?,
+            )?;
+        }
+    }
+    for (i, precision) in [OnnxPrecision::F32, OnnxPrecision::Int4].into_iter().enumerate() {
+        let onnx = scratch.path().join("model.onnx");
+        let model = checkpoint(spec(Family::Llama), Some(bpe()));
+        let options = OnnxOptions { precision: Some(precision), ..OnnxOptions::default() };
+        write_onnx_file(&model, &onnx, &options, &SilentHost, &mut |_| Ok(()))?;
+        whole_seed(&corpus, "onnx_model", &format!("tiny_{i}"), &[], &fs::read(&onnx)?)?;
     }
     for (i, path) in args.enumerate() {
         let name = format!("real_{i}");
@@ -76,9 +101,12 @@ fn folder_seeds(corpus: &Path, folder: &Path, name: &str) -> Outcome {
 }
 
 fn seed(corpus: &Path, target: &str, name: &str, prefix: &[u8], bytes: &[u8]) -> Outcome {
+    whole_seed(corpus, target, name, prefix, &bytes[..bytes.len().min(MAX_SEED_BYTES)])
+}
+
+fn whole_seed(corpus: &Path, target: &str, name: &str, prefix: &[u8], bytes: &[u8]) -> Outcome {
     let folder = corpus.join(target);
     fs::create_dir_all(&folder)?;
-    let kept = &bytes[..bytes.len().min(MAX_SEED_BYTES)];
-    fs::write(folder.join(name), [prefix, kept].concat())?;
+    fs::write(folder.join(name), [prefix, bytes].concat())?;
     Ok(())
 }

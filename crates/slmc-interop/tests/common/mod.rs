@@ -1,12 +1,13 @@
 //! Tiny models, made in memory, for tests of all containers.
 #![allow(dead_code)] // each test file uses its own part of this one
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use serde_json::{Value, json};
+use slmc_interop::{PackedLayout, PackedMatrices, WriteOptions, write_packed_folder};
 use slmc_ir::{
-    Activation, Biases, Checkpoint, Extras, Family, Lineage, MemorySource, ModelSpec, RopeScaling,
-    SpecialTokens, TensorKey, TokenizerFiles, Weight,
+    Activation, Biases, Checkpoint, Extras, Family, Lineage, MemorySource, ModelSpec, Quantized,
+    QuantizedParts, Role, RopeScaling, SilentHost, SpecialTokens, TensorKey, TokenizerFiles, Weight,
 };
 
 /// Tokens of the tiny tokenizers: fewer than rows of the embedding, so that rows are padded.
@@ -144,6 +145,24 @@ pub fn bpe() -> TokenizerFiles {
         special: SpecialTokens { bos: Some(0), eos: Some(1), ..SpecialTokens::default() },
         chat_template: Some("{{ messages[0]['content'] }}".to_owned()),
     }
+}
+
+/// Writes a folder with one packed matrix: a sound one.
+pub fn write_packed(layout: PackedLayout, folder: &Path) {
+    let matrix = Quantized::new(QuantizedParts {
+        rows: 32,
+        columns: 64,
+        bits: 4,
+        group_size: 32,
+        levels: (0..32 * 64).map(|i| (i * 5 % 16) as u8).collect(),
+        scales: vec![0.25; 64],
+        zero_points: vec![8; 64],
+        column_order: None,
+    });
+    let matrices = BTreeMap::from([(TensorKey::block(1, Role::Down), matrix.unwrap())]);
+    let packed = PackedMatrices { layout, matrices: &matrices };
+    let model = checkpoint(spec(Family::Llama), None);
+    write_packed_folder(&model, packed, folder, &WriteOptions::default(), &SilentHost).unwrap();
 }
 
 /// The tokenizer with its JSON edited.
