@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Power of the quality gate over texts: how often a sound 8-bit model passes, and each of three damaged ones fails with the damaged
-tensor blamed first. Each run has a text of its own, cut out of the texts given.
+tensor blamed first. Each run has a text of its own, cut out of the texts given. Damaged models fail by their weights; the chunks
+that they are measured on are for the blame.
 
-usage: gate_power.py SLMC BASELINE MODEL-q8_0.gguf TEXT… [--runs 20] [--chunks 8] [--ctx 512] [--block 14]
+usage: gate_power.py SLMC BASELINE MODEL-q8_0.gguf TEXT… [--runs 20] [--chunks 10] [--damaged-chunks 2] [--ctx 512] [--block 14]
 needs: pip install numpy gguf. The last line is JSON.
 """
 
@@ -72,7 +73,8 @@ def main():
     parser.add_argument("model")
     parser.add_argument("texts", nargs="+")
     parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--chunks", type=int, default=8)
+    parser.add_argument("--chunks", type=int, default=10)
+    parser.add_argument("--damaged-chunks", type=int, default=2)
     parser.add_argument("--ctx", type=int, default=512)
     parser.add_argument("--block", type=int, default=14)
     a = parser.parse_args()
@@ -91,8 +93,9 @@ def main():
             start = draw.randrange(max(1, len(text) - length))
             sample, gate = os.path.join(folder, "text.txt"), os.path.join(folder, "gate.toml")
             open(sample, "w", encoding="utf8").write(text[start:start + length])
-            open(gate, "w", encoding="utf8").write(GATE.format(text=sample, ctx=a.ctx, chunks=a.chunks))
             for kind, (model, name) in models.items():
+                chunks = a.damaged_chunks if name else a.chunks
+                open(gate, "w", encoding="utf8").write(GATE.format(text=sample, ctx=a.ctx, chunks=chunks))
                 command = [a.slmc, "--json", "-q", "gate", "--config", gate, "--model", model, "--baseline", a.baseline]
                 done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
                 report = json.loads(done.stdout)

@@ -100,7 +100,7 @@ fn the_main_job_makes_a_student_that_llama_cpp_runs() {
         "distill.batch_size=2",
         "distill.sampled_tokens=0",
         "distill.fit_tokens=0",
-        "carve.n_sequences=4",
+        "carve.n_sequences=2",
         "carve.seq_len=128",
         "quantize.n_sequences=4",
         "quantize.seq_len=128",

@@ -11,7 +11,7 @@
 //! To carve a smaller student out of a teacher: [`choose_layers`] drops whole blocks, prefiltered by
 //! [`BlockInfluence`]; [`channel_scores`] and [`keep_top`] pick the MLP channels that stay; [`compensate`] refits
 //! the down projection to the channels that are left. [`refit`] brings what a projection adds to the residual stream
-//! nearer to a teacher's stream.
+//! nearer to a teacher's stream. [`Rotation`] changes coordinates, so that rounding loses less.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
@@ -24,6 +24,7 @@ mod layers;
 mod least_squares;
 pub mod quant;
 mod refit;
+mod rotation;
 mod stats;
 
 pub use channels::{ChannelStats, channel_scores, keep_top};
@@ -33,4 +34,5 @@ pub use gram::GramStats;
 pub use influence::BlockInfluence;
 pub use layers::{Candidates, LayerChoice, Trial, choose_layers};
 pub use refit::{RefitStats, Refitted, refit};
+pub use rotation::Rotation;
 pub use stats::{LayerStats, MatRef};

@@ -17,6 +17,8 @@ pub enum StageConfig {
     Distill(DistillConfig),
     /// A low-rank adapter beside the frozen model.
     Lora(LoraConfig),
+    /// The same function in coordinates that round better.
+    Rotate(RotateConfig),
     /// Fewer bits a weight.
     Quantize(QuantizeConfig),
     /// A file for a runtime.
@@ -25,7 +27,8 @@ pub enum StageConfig {
 
 impl StageConfig {
     /// The names that `use = "…"` may have.
-    pub const NAMES: [&'static str; 7] = ["fresh", "carve", "train", "distill", "lora", "quantize", "export"];
+    pub const NAMES: [&'static str; 8] =
+        ["fresh", "carve", "train", "distill", "lora", "rotate", "quantize", "export"];
 
     /// Name of the stage's kind.
     pub fn kind(&self) -> &'static str {
@@ -35,6 +38,7 @@ impl StageConfig {
             Self::Train(_) => "train",
             Self::Distill(_) => "distill",
             Self::Lora(_) => "lora",
+            Self::Rotate(_) => "rotate",
             Self::Quantize(_) => "quantize",
             Self::Export(_) => "export",
         }
@@ -60,7 +64,7 @@ impl StageConfig {
                 ("teacher", teacher.as_mut()),
             ],
             Self::Quantize(c) => vec![("calibration", c.calibration.as_mut())],
-            Self::Export(_) => Vec::new(),
+            Self::Rotate(_) | Self::Export(_) => Vec::new(),
         };
         all.into_iter().filter_map(|(role, path)| Some((role, path?))).collect()
     }
@@ -101,6 +105,21 @@ pub struct CarveConfig {
     /// Refit the down projections of narrowed MLPs by least squares on the calibration set.
     #[serde(default = "defaults::yes")]
     pub compensate: bool,
+}
+
+/// The same function in rotated coordinates (QuaRot, arXiv:2404.00456).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RotateConfig {
+    /// Rotate the residual stream. That needs a head of its own; when absent, it is done where the model has one.
+    #[serde(default)]
+    pub stream: Option<bool>,
+    /// Rotate the values of each head.
+    #[serde(default = "defaults::yes")]
+    pub heads: bool,
+    /// Float format of what is written.
+    #[serde(default = "defaults::half")]
+    pub dtype: String,
 }
 
 /// How long to train: exactly one of the three.
@@ -340,6 +359,9 @@ pub struct EvalConfig {
 mod defaults {
     pub fn f32() -> String {
         "f32".to_owned()
+    }
+    pub fn half() -> String {
+        "f16".to_owned()
     }
     pub fn calibration_sequences() -> usize {
         16

@@ -17,7 +17,7 @@ mod sweep;
 
 pub use config::{
     Budget, CarveConfig, DistillConfig, EvalConfig, ExportConfig, FreshConfig, LoraConfig, QuantizeConfig,
-    StageConfig, TrainConfig,
+    RotateConfig, StageConfig, TrainConfig,
 };
 pub use folder::{FinishedStage, RunFolder};
 pub use plan::{Plan, PlanError, PlannedStage};

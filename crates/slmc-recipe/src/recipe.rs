@@ -192,6 +192,7 @@ fn stage_entry(index: usize, mut table: Table) -> Result<StageEntry, RecipeError
         "train" => StageConfig::Train(typed(table, &place)?),
         "distill" => StageConfig::Distill(distill(table, &place)?),
         "lora" => StageConfig::Lora(lora(table, &place)?),
+        "rotate" => StageConfig::Rotate(typed(table, &place)?),
         "quantize" => StageConfig::Quantize(typed(table, &place)?),
         "export" => StageConfig::Export(typed(table, &place)?),
         other => {

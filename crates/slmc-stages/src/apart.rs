@@ -24,7 +24,7 @@ pub fn check_apart(plan: &Plan, surroundings: &Surroundings) -> Result<Vec<Strin
             StageConfig::Train(config) => ("data", Some(&config.data)),
             StageConfig::Distill(config) => ("data", Some(&config.train.data)),
             StageConfig::Lora(config) => ("data", Some(&config.train.data)),
-            StageConfig::Fresh(_) | StageConfig::Export(_) => continue,
+            StageConfig::Fresh(_) | StageConfig::Rotate(_) | StageConfig::Export(_) => continue,
         };
         let Some(data) = data else { continue };
         let seen = Dataset::open(data, surroundings)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use slmc_recipe::{Stage, StageConfig, StageEntry};
 
 use crate::{
-    Surroundings, carve::Carve, export::Export, fresh::Fresh, lora::Lora, quantize::Quantize,
+    Surroundings, carve::Carve, export::Export, fresh::Fresh, lora::Lora, quantize::Quantize, rotate::Rotate,
     training::Training,
 };
 
@@ -18,6 +18,7 @@ pub fn build(entry: &StageEntry, surroundings: &Arc<Surroundings>) -> Result<Box
         StageConfig::Train(config) => Box::new(Training::plain(config.clone(), around)?),
         StageConfig::Distill(config) => Box::new(Training::distill(config.clone(), around)?),
         StageConfig::Lora(config) => Box::new(Lora::new(config.clone(), around)?),
+        StageConfig::Rotate(config) => Box::new(Rotate::new(config.clone())?),
         StageConfig::Quantize(config) => Box::new(Quantize::new(config, around)?),
         StageConfig::Export(config) => Box::new(Export::new(config)?),
     })

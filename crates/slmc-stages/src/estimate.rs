@@ -52,6 +52,7 @@ pub fn estimate(plan: &Plan) -> Vec<Estimate> {
                 let seconds = 8.0 * forward_flops(&input.spec) * n_tokens / ASSUMED_FLOPS;
                 (calibrated_bytes(&input.spec) + input.n_bytes(), 0, seconds)
             }
+            StageConfig::Rotate(_) => (largest_tensor(&after.spec) * 3, 0, 10.0),
             StageConfig::Quantize(_) | StageConfig::Export(_) => (largest_tensor(&after.spec) * 6, 0, 2.0),
         };
         let disk_bytes = after.n_bytes() + disk;

@@ -16,6 +16,7 @@ mod lora;
 mod onnx;
 mod open;
 mod quantize;
+mod rotate;
 mod sample;
 mod training;
 
