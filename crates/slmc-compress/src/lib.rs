@@ -11,7 +11,7 @@
 //! To carve a smaller student out of a teacher: [`choose_layers`] drops whole blocks, prefiltered by
 //! [`BlockInfluence`]; [`channel_scores`] and [`keep_top`] pick the MLP channels that stay; [`compensate`] refits
 //! the down projection to the channels that are left. [`refit`] brings what a projection adds to the residual stream
-//! nearer to a teacher's stream. [`Rotation`] changes coordinates, so that rounding loses less.
+//! nearer to a teacher's stream. [`Rotation`] changes coordinates and spreads what a few channels carry.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 

@@ -2,13 +2,13 @@
 
 mod common;
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{fs, path::Path};
 
-use common::{checkpoint, spec};
+use common::write_packed;
 use serde_json::{Value, json};
 use slmc_formats::{Dtype, PlannedTypedTensor, SafetensorsWriter, TypedHeader};
-use slmc_interop::{PackedLayout, PackedMatrices, WriteOptions, open, write_packed_folder};
-use slmc_ir::{Family, Quantized, QuantizedParts, Role, SilentHost, TensorKey};
+use slmc_interop::{PackedLayout, open};
+use slmc_ir::{Role, TensorKey};
 
 const DOWN: &str = "model.layers.1.mlp.down_proj";
 
@@ -16,30 +16,11 @@ fn down() -> TensorKey {
     TensorKey::block(1, Role::Down)
 }
 
-/// A folder with one packed matrix of 32 rows and 64 columns.
-fn made(layout: PackedLayout, path: &Path) {
-    let matrix = Quantized::new(QuantizedParts {
-        rows: 32,
-        columns: 64,
-        bits: 4,
-        group_size: 32,
-        levels: (0..32 * 64).map(|i| (i * 5 % 16) as u8).collect(),
-        scales: vec![0.25; 64],
-        zero_points: (0..64).map(|i| 7 + (i % 3) as u8).collect(),
-        column_order: (layout == PackedLayout::GptqV2).then(|| (0..64).rev().collect()),
-    })
-    .unwrap();
-    let matrices = BTreeMap::from([(down(), matrix)]);
-    let packed = PackedMatrices { layout, matrices: &matrices };
-    let model = checkpoint(spec(Family::Llama), None);
-    write_packed_folder(&model, packed, path, &WriteOptions::default(), &SilentHost).unwrap();
-}
-
 /// Opens and reads everything of a folder that was damaged; the error must have all words.
 fn check(layout: PackedLayout, damage: impl FnOnce(&Path), words: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model");
-    made(layout, &path);
+    write_packed(layout, &path);
     damage(&path);
     let message = match open(&path) {
         Err(error) => error.to_string(),
@@ -219,7 +200,7 @@ fn scales_that_are_not_finite_are_found_when_they_are_read() {
 fn scales_in_other_floats_are_read() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model");
-    made(PackedLayout::CompressedTensors, &path);
+    write_packed(PackedLayout::CompressedTensors, &path);
     let before = slmc_blocks::decode_weight(&open(&path).unwrap().weights.read(down()).unwrap()).unwrap();
     // 0.25 in bf16, and 0.25 + 2^-20 in f32, which f16 does not hold.
     let bf16 = Dtype::of(slmc_ir::Format::Bf16).unwrap();

@@ -17,7 +17,7 @@ pub enum StageConfig {
     Distill(DistillConfig),
     /// A low-rank adapter beside the frozen model.
     Lora(LoraConfig),
-    /// The same function in coordinates that round better.
+    /// The same function in rotated coordinates.
     Rotate(RotateConfig),
     /// Fewer bits a weight.
     Quantize(QuantizeConfig),

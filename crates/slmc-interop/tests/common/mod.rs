@@ -147,7 +147,8 @@ pub fn bpe() -> TokenizerFiles {
     }
 }
 
-/// Writes a folder with one packed matrix: a sound one.
+/// Writes a folder with one packed matrix, the second block's down projection, of 32 rows and 64 columns: a sound one, with
+/// zero points, and with its columns in an order of their own where the layout has room for that.
 pub fn write_packed(layout: PackedLayout, folder: &Path) {
     let matrix = Quantized::new(QuantizedParts {
         rows: 32,
@@ -156,8 +157,8 @@ pub fn write_packed(layout: PackedLayout, folder: &Path) {
         group_size: 32,
         levels: (0..32 * 64).map(|i| (i * 5 % 16) as u8).collect(),
         scales: vec![0.25; 64],
-        zero_points: vec![8; 64],
-        column_order: None,
+        zero_points: (0..64).map(|i| 7 + (i % 3) as u8).collect(),
+        column_order: (layout == PackedLayout::GptqV2).then(|| (0..64).rev().collect()),
     });
     let matrices = BTreeMap::from([(TensorKey::block(1, Role::Down), matrix.unwrap())]);
     let packed = PackedMatrices { layout, matrices: &matrices };

@@ -1,5 +1,5 @@
 //! The same function in other coordinates: the residual stream and the heads' values rotated, so that no channel is much
-//! larger than the others when its weights are rounded (QuaRot, arXiv:2404.00456).
+//! larger than the others (QuaRot, arXiv:2404.00456). Where scales are shared by a few dozen weights, rounding gains nothing by it (docs/LOG.md).
 
 mod rotated;
 

@@ -38,8 +38,6 @@ pub struct Walk<'a> {
     reached: Arc<States>,
     /// Of the student's blocks from the next one on.
     passed: VecDeque<Passed>,
-    /// Whether the next block is the student's first.
-    is_first: bool,
     /// How many of the student's blocks were passed, and of the teacher's.
     n_passed: usize,
     n_teachers: usize,
@@ -74,7 +72,6 @@ impl<'a> Walk<'a> {
             sizes,
             reached,
             passed: VecDeque::new(),
-            is_first: true,
             n_passed: 0,
             n_teachers: 0,
         };
@@ -101,9 +98,9 @@ impl<'a> Walk<'a> {
             self.n_passed += 1;
         }
         // Attention's target is as far ahead as the block before it was brought, and tokens' embeddings are where they are.
-        let own_between = if self.is_first { None } else { self.ahead(&self.passed[0].between, 0) };
+        let is_first = self.n_passed == self.passed.len();
+        let own_between = if is_first { None } else { self.ahead(&self.passed[0].between, 0) };
         let own_after = self.ahead(&self.passed[0].after, 1);
-        self.is_first = false;
         let Passed { before, between, after, .. } = self.passed.pop_front().expect("asked for once a block");
         Ok(Wanted { before, between, own_between, own_after: own_after.map_or(after, Arc::new) })
     }
