@@ -122,6 +122,9 @@ dispatched! {
         let outs = out.chunks_exact(d_head).zip(d_out.chunks_exact(d_head));
         for ((d_p, p), (out, d_out)) in rows.zip(outs) {
             let delta = sum_pairs(out, d_out, |a, b| a * b);
+            // Gradients of a row add up to zero. What rounding leaves of `delta` would be in all of them, where they are
+            // small beside it.
+            let delta = delta + sum_pairs(d_p, p, |d_p, p| p * (d_p - delta));
             for (d_p, p) in d_p.iter_mut().zip(p) {
                 *d_p = p * (*d_p - delta) * scale;
             }
