@@ -170,7 +170,7 @@ fn run<N: Number>(job: &Job<'_>, state: &mut Softmax, keys: &[N], values: &[N]) 
         match Isa::best() {
             // SAFETY: the value proves that the CPU has what the function is compiled for.
             #[allow(unsafe_code)]
-            Isa::Avx512(s) => return unsafe { avx512(s, job, state, keys, values) },
+            Isa::Amx(s, _) | Isa::Avx512(s) => return unsafe { avx512(s, job, state, keys, values) },
             // SAFETY: as above.
             #[allow(unsafe_code)]
             Isa::Avx2(s) => return unsafe { avx2(s, job, state, keys, values) },
@@ -220,20 +220,19 @@ fn strip<S: Simd, N: Number, const T: usize>(
     // Beyond the last row's own key there is nothing to see, and perhaps nothing there.
     let n = stretch.end.min(last + 1) - stretch.start;
     let mut scores = [[0.0_f32; STRETCH]; T];
-    let queries = &job.queries[row * d..(row + T) * d];
-    for tile in 0..n.div_ceil(LANES) {
-        let first = (stretch.start / LANES + tile) * d * LANES;
-        let keys = keys[first..first + d * LANES].as_chunks::<LANES>().0;
-        let mut sums = [s.splat(0.0); T];
-        for (i, keys) in keys.iter().enumerate() {
-            let keys = N::load(s, keys);
-            for t in 0..T {
-                sums[t] = s.fma(keys, s.splat(queries[t * d + i]), sums[t]);
-            }
-        }
-        for t in 0..T {
-            s.store(sums[t], (&mut scores[t][tile * LANES..(tile + 1) * LANES]).try_into().expect("a tile"));
-        }
+    let mut queries = [&[] as &[f32]; T];
+    for (t, query) in queries.iter_mut().enumerate() {
+        *query = &job.queries[(row + t) * d..][..d];
+    }
+    let mut tile = 0;
+    // Two registers at once where there are enough: twice as many sums hide the additions' latency.
+    while !S::FEW_REGISTERS && (tile + 2) * LANES <= n.next_multiple_of(LANES) {
+        score::<S, N, T, 2>(s, &queries, keys, stretch.start / LANES + tile, &mut scores, tile);
+        tile += 2;
+    }
+    while tile < n.div_ceil(LANES) {
+        score::<S, N, T, 1>(s, &queries, keys, stretch.start / LANES + tile, &mut scores, tile);
+        tile += 1;
     }
     let mut factors = [1.0; T];
     for t in 0..T {
@@ -243,21 +242,88 @@ fn strip<S: Simd, N: Number, const T: usize>(
     let width = padded(d);
     let values = &values[stretch.start * width..(stretch.start + n) * width];
     let mix = &mut state.mix[row * width..(row + T) * width];
-    for unit in (0..width).step_by(LANES) {
-        let mut sums = [s.splat(0.0); T];
-        for t in 0..T {
-            let held: &[f32; LANES] = mix[t * width + unit..][..LANES].try_into().expect("a register");
-            sums[t] = s.mul(s.load(held), s.splat(factors[t]));
+    let mut unit = 0;
+    while !S::FEW_REGISTERS && unit + 2 * LANES <= width {
+        mix_in::<S, N, T, 2>(s, &scores, &factors, values, mix, width, unit);
+        unit += 2 * LANES;
+    }
+    while unit < width {
+        mix_in::<S, N, T, 1>(s, &scores, &factors, values, mix, width, unit);
+        unit += LANES;
+    }
+}
+
+/// Scores of `T` rows with `U` tiles of keys.
+#[allow(clippy::needless_range_loop)] // as above
+#[inline(always)]
+fn score<S: Simd, N: Number, const T: usize, const U: usize>(
+    s: S,
+    queries: &[&[f32]; T],
+    keys: &[N],
+    first_tile: usize,
+    scores: &mut [[f32; STRETCH]; T],
+    tile: usize,
+) {
+    let d = queries[0].len();
+    let tiles: [&[[N; LANES]]; U] =
+        std::array::from_fn(|u| keys[(first_tile + u) * d * LANES..][..d * LANES].as_chunks().0);
+    let mut sums = [[s.splat(0.0); U]; T];
+    for i in 0..d {
+        let mut keys = [s.splat(0.0); U];
+        for u in 0..U {
+            keys[u] = N::load(s, &tiles[u][i]);
         }
-        for (j, value) in values.chunks_exact(width).enumerate() {
-            let value = N::load(s, value[unit..unit + LANES].try_into().expect("a register"));
-            for t in 0..T {
-                sums[t] = s.fma(value, s.splat(scores[t][j % STRETCH]), sums[t]);
+        for t in 0..T {
+            let query = s.splat(queries[t][i]);
+            for u in 0..U {
+                sums[t][u] = s.fma(keys[u], query, sums[t][u]);
             }
         }
+    }
+    for t in 0..T {
+        let scores = scores[t].as_chunks_mut::<LANES>().0;
+        for u in 0..U {
+            s.store(sums[t][u], &mut scores[tile + u]);
+        }
+    }
+}
+
+/// Multiplies `U` registers of the mixes of `T` rows by the rows' factors and adds the values, weighted.
+#[allow(clippy::needless_range_loop)] // as above
+#[inline(always)]
+fn mix_in<S: Simd, N: Number, const T: usize, const U: usize>(
+    s: S,
+    weights: &[[f32; STRETCH]; T],
+    factors: &[f32; T],
+    values: &[N],
+    mix: &mut [f32],
+    width: usize,
+    unit: usize,
+) {
+    let place = |t: usize, u: usize| t * width + unit + u * LANES;
+    let mut sums = [[s.splat(0.0); U]; T];
+    for t in 0..T {
+        for u in 0..U {
+            let held: &[f32; LANES] = mix[place(t, u)..][..LANES].try_into().expect("a register");
+            sums[t][u] = s.mul(s.load(held), s.splat(factors[t]));
+        }
+    }
+    for (j, values) in values.chunks_exact(width).enumerate() {
+        let mut value = [s.splat(0.0); U];
+        for u in 0..U {
+            value[u] = N::load(s, values[unit + u * LANES..][..LANES].try_into().expect("a register"));
+        }
         for t in 0..T {
-            let held = &mut mix[t * width + unit..][..LANES];
-            s.store(sums[t], held.try_into().expect("a register"));
+            let weight = s.splat(weights[t][j % STRETCH]);
+            for u in 0..U {
+                sums[t][u] = s.fma(value[u], weight, sums[t][u]);
+            }
+        }
+    }
+    for t in 0..T {
+        for u in 0..U {
+            let held = &mut mix[place(t, u)..][..LANES];
+            s.store(sums[t][u], held.try_into().expect("a register"));
         }
     }
 }
@@ -278,7 +344,8 @@ fn soften(scores: &mut [f32; STRETCH], seen: usize, largest: &mut f32, total: &m
             lanes[i] = if scores[i] > lanes[i] { scores[i] } else { lanes[i] };
         }
     }
-    let most = lanes.iter().fold(*largest, |most, &lane| if lane > most { lane } else { most });
+    let lanes = crate::dispatch::max_lanes(lanes);
+    let most = if lanes > *largest { lanes } else { *largest };
     let factor = exp(*largest - most);
     let mut sums = [0.0_f32; LANES];
     for (at, scores) in scores.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {

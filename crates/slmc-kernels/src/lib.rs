@@ -7,6 +7,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 mod adamw;
+mod amx;
 mod attention;
 mod between;
 pub mod cached;

@@ -1,9 +1,9 @@
-//! The tiles of Intel's AMX. Rust has no stable intrinsics for them yet: the loop is one piece of assembly, so that no
-//! code of the compiler's lies between its tiles' first use and their last.
+//! Products of bf16 in tiles.
 
 #![allow(unsafe_code)]
 
 use super::panels::Tile;
+use crate::amx::{HalfTiles, Shapes};
 
 /// Lines of a tile.
 pub(super) const LINES: usize = 16;
@@ -12,74 +12,20 @@ pub(super) const STEP: usize = 32;
 /// Rows and columns of what four tiles of sums make.
 pub(super) const SQUARE: usize = 2 * LINES;
 
-/// Proof that the CPU has tiles of bf16, and that the system saves them when it switches threads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Amx(());
-
-/// The tiles of this thread, set up.
-pub(super) struct Tiles(());
-
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-impl Amx {
-    pub fn detect() -> Option<Self> {
-        static FOUND: std::sync::LazyLock<Option<Amx>> = std::sync::LazyLock::new(|| {
-            use std::arch::x86_64::__cpuid_count;
-            // CPUID leaf 7, EDX: bit 22 is AMX-BF16, bit 24 AMX-TILE.
-            let tiles = 1 << 22 | 1 << 24;
-            let has_leaf = __cpuid_count(0, 0).eax >= 7;
-            let has_tiles = has_leaf && __cpuid_count(7, 0).edx & tiles == tiles;
-            (has_tiles && is_permitted()).then_some(Amx(()))
-        });
-        *FOUND
-    }
-
-    /// Sets this thread's tiles up; dropping them gives their state back.
-    pub fn begin(self) -> Tiles {
-        /// Palette 1: sixteen rows of 64 bytes in each of the eight tiles.
-        #[repr(C, align(64))]
-        struct Config([u8; 64]);
-        static CONFIG: Config = {
-            let mut bytes = [0; 64];
-            bytes[0] = 1;
-            let mut tile = 0;
-            while tile < 8 {
-                bytes[16 + 2 * tile] = 64;
-                bytes[48 + tile] = 16;
-                tile += 1;
-            }
-            Config(bytes)
-        };
-        // SAFETY: `detect` found tiles and was given leave to use them; the instruction reads 64 bytes.
-        unsafe { std::arch::asm!("ldtilecfg [{}]", in(reg) &raw const CONFIG, options(nostack, readonly)) };
-        Tiles(())
-    }
+/// The tiles of this thread, set up for sixteen rows of 64 bytes.
+pub(super) struct Tiles {
+    _held: crate::amx::Tiles,
 }
 
-/// Asks the system, once for the whole process, to save tiles (`arch_prctl`, `ARCH_REQ_XCOMP_PERM`).
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-fn is_permitted() -> bool {
-    const SYS_ARCH_PRCTL: u64 = 158;
-    const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
-    const XFEATURE_XTILEDATA: u64 = 18;
-    let answer: i64;
-    // SAFETY: the call changes nothing but what threads of this process may do.
-    unsafe {
-        std::arch::asm!(
-            "syscall",
-            inlateout("rax") SYS_ARCH_PRCTL => answer,
-            in("rdi") ARCH_REQ_XCOMP_PERM,
-            in("rsi") XFEATURE_XTILEDATA,
-            lateout("rcx") _,
-            lateout("r11") _,
-            options(nostack),
-        );
-    }
-    answer == 0
-}
-
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 impl Tiles {
+    /// Sets this thread's tiles up; dropping them gives their state back.
+    pub fn begin(units: HalfTiles) -> Self {
+        static SHAPES: Shapes = Shapes::new([(64, 16); 8]);
+        Self { _held: units.begin(&SHAPES) }
+    }
+
     /// Two panels of rows times two of columns: 32 × 32 sums over `n_steps` tiles of each.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     #[inline]
     pub fn multiply(&self, left: [&[Tile]; 2], right: [&[Tile]; 2], n_steps: usize) -> Square {
         assert!(n_steps > 0 && left.iter().chain(&right).all(|panel| panel.len() >= n_steps));
@@ -125,13 +71,11 @@ impl Tiles {
         }
         square
     }
-}
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-impl Drop for Tiles {
-    fn drop(&mut self) {
-        // SAFETY: as in `begin`.
-        unsafe { std::arch::asm!("tilerelease", options(nomem, nostack)) };
+    /// Elsewhere there are none, and no value of the type exists.
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+    pub fn multiply(&self, _left: [&[Tile]; 2], _right: [&[Tile]; 2], _n_steps: usize) -> Square {
+        unreachable!("no tiles here")
     }
 }
 
@@ -143,23 +87,5 @@ impl std::ops::Deref for Square {
     type Target = [[f32; SQUARE]; SQUARE];
     fn deref(&self) -> &Self::Target {
         &self.0
-    }
-}
-
-/// Elsewhere there are none, and no value of the types exists.
-#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-impl Amx {
-    pub fn detect() -> Option<Self> {
-        None
-    }
-    pub fn begin(self) -> Tiles {
-        Tiles(())
-    }
-}
-
-#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-impl Tiles {
-    pub fn multiply(&self, _left: [&[Tile]; 2], _right: [&[Tile]; 2], _n_steps: usize) -> Square {
-        unreachable!("`detect` finds no tiles here")
     }
 }

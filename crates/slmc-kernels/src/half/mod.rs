@@ -11,10 +11,10 @@ mod panels;
 use rayon::prelude::*;
 
 use crate::{
+    amx::HalfTiles,
     matrix::{Matrix, MatrixMut, Update, multiply},
     packed::SharedOut,
 };
-use amx::Amx;
 use panels::{Panels, Side};
 
 /// How products of floats are computed.
@@ -29,12 +29,12 @@ pub enum Products {
 
 /// Proof that this CPU multiplies bf16 in tiles, and that the system lets us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HalfUnits(Amx);
+pub struct HalfUnits(HalfTiles);
 
 impl Products {
     /// Products in bf16, where this CPU has units for them.
     pub fn half() -> Option<Self> {
-        Amx::detect().map(|amx| Self::Half(HalfUnits(amx)))
+        HalfTiles::detect().map(|tiles| Self::Half(HalfUnits(tiles)))
     }
 }
 
@@ -86,7 +86,7 @@ pub fn multiply_half(a: Matrix<'_>, b: &HalfRight, out: MatrixMut<'_>, update: U
         let (first_row, first_column) = (task % down * TASK_ROWS, task / down * TASK_COLUMNS);
         let rows = first_row..shape.rows.min(first_row + TASK_ROWS);
         let columns = first_column..shape.columns.min(first_column + TASK_COLUMNS);
-        let tiles = b.units.0.begin();
+        let tiles = amx::Tiles::begin(b.units.0);
         for column in columns.clone().step_by(amx::SQUARE) {
             let n_columns = amx::SQUARE.min(columns.end - column);
             for row in rows.clone().step_by(amx::SQUARE) {

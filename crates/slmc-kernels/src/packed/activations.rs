@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use crate::{
     Team,
-    dispatch::{LANES, dispatched, sum_pairs},
+    amx::ByteTiles,
+    dispatch::{dispatched, sum_pairs},
     exp::exp,
 };
 
@@ -35,11 +36,24 @@ pub(crate) struct Quants {
     pub minus_halves: [i16; 2],
 }
 
+/// Rows whose scales are kept beside each other, too: what a tile of AMX multiplies at once.
+pub(super) const GROUP: usize = 16;
+
+/// Scales of one block of [`GROUP`] rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C, align(64))]
+pub(crate) struct GroupScales {
+    pub scales: [f32; GROUP],
+    pub weighted_sums: [f32; GROUP],
+}
+
 /// Rows of activations, ready for products with any number of matrices of as many columns.
 #[derive(Clone, Debug)]
 pub struct Activations {
     /// `[row][block]`, the last block of a row padded with zeros. Empty when they are held as floats.
     pub(super) blocks: Vec<Quants>,
+    /// `[group][block]` of rows that make whole groups. Empty where there are no tiles to multiply them.
+    pub(super) groups: Vec<GroupScales>,
     /// `[row][column]`. Empty when they are held as integers.
     pub(super) floats: Vec<f32>,
     n_rows: usize,
@@ -48,7 +62,7 @@ pub struct Activations {
 }
 
 /// Rows of one task when rows are shared out.
-const ROWS_PER_TASK: usize = 8;
+const ROWS_PER_TASK: usize = GROUP;
 
 /// Below this a block counts as zero: the inverse of its scale would be infinite.
 const SMALLEST: f32 = 1e-30;
@@ -137,20 +151,8 @@ fn quantize_block(numbers: &[f32; BLOCK]) -> Quants {
     // Adding 1.5 · 2^23 leaves the nearest integer, ties to even, in the low bits.
     const ROUND: f32 = 12_582_912.0;
     // As integers, magnitudes are in order, and NaN is above infinity.
-    let mut lanes = [0_u32; LANES];
-    for half in numbers.as_chunks::<LANES>().0 {
-        for i in 0..LANES {
-            lanes[i] = lanes[i].max(half[i].to_bits() & 0x7fff_ffff);
-        }
-    }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] = lanes[i].max(lanes[i + width]);
-        }
-        width /= 2;
-    }
-    let largest = f32::from_bits(lanes[0]);
+    let magnitude = |x: &f32| x.to_bits() & 0x7fff_ffff;
+    let largest = f32::from_bits(numbers.iter().map(magnitude).fold(0, u32::max));
     if largest < SMALLEST {
         return Quants::default();
     }
@@ -160,12 +162,7 @@ fn quantize_block(numbers: &[f32; BLOCK]) -> Quants {
     for i in 0..BLOCK {
         wide[i] = i32::from((numbers[i] * inverse + ROUND).to_bits() as i8);
     }
-    let mut sums = [[0_i32; LANES / 2]; 2];
-    for i in 0..LANES / 2 {
-        sums[0][i] = wide[i] + wide[LANES / 2 + i];
-        sums[1][i] = wide[LANES + i] + wide[LANES + LANES / 2 + i];
-    }
-    let sums = sums.map(|lanes| lanes.iter().sum::<i32>());
+    let sums = [&wide[..BLOCK / 2], &wide[BLOCK / 2..]].map(|half| half.iter().sum::<i32>());
     let mut quants = [[0; 4]; BLOCK / 4];
     for (q, &wide) in quants.as_flattened_mut().iter_mut().zip(&wide) {
         *q = wide as u8;
@@ -180,6 +177,16 @@ fn quantize_block(numbers: &[f32; BLOCK]) -> Quants {
     }
 }
 
+/// Puts the scales of a group's rows beside each other.
+fn group(blocks: &[Quants], groups: &mut [GroupScales]) {
+    for (row, blocks) in blocks.chunks_exact(groups.len()).take(GROUP).enumerate() {
+        for (block, group) in blocks.iter().zip(&mut *groups) {
+            group.scales[row] = block.scale;
+            group.weighted_sums[row] = block.weighted_sum;
+        }
+    }
+}
+
 /// Where some rows go.
 enum Part<'a> {
     Int8(&'a mut [Quants]),
@@ -189,7 +196,7 @@ enum Part<'a> {
 impl Activations {
     /// Room for rows of `n_columns`; none yet.
     pub fn new(n_columns: usize, precision: Precision) -> Self {
-        Self { blocks: Vec::new(), floats: Vec::new(), n_rows: 0, n_columns, precision }
+        Self { blocks: Vec::new(), groups: Vec::new(), floats: Vec::new(), n_rows: 0, n_columns, precision }
     }
 
     /// Takes rows in, in the place of those before. Allocates only when there are more than ever before.
@@ -202,6 +209,10 @@ impl Activations {
             _ if rows.is_empty() => {}
             Precision::Int8 => quantize(rows, &mut self.blocks, self.n_columns),
             Precision::Float => self.floats.copy_from_slice(rows),
+        }
+        let n_blocks = self.n_columns.div_ceil(BLOCK);
+        for (i, groups) in self.groups.chunks_exact_mut(n_blocks.max(1)).enumerate() {
+            group(&self.blocks[i * GROUP * n_blocks..], groups);
         }
     }
 
@@ -273,6 +284,8 @@ impl Activations {
         let (n_rows, d, precision) = (self.n_rows, self.n_columns, self.precision);
         let n_blocks = d.div_ceil(BLOCK);
         let (blocks, floats) = (SharedOut::new(&mut self.blocks), SharedOut::new(&mut self.floats));
+        let n_groups = self.groups.len() / n_blocks.max(1);
+        let groups = SharedOut::new(&mut self.groups);
         team.run(n_rows.div_ceil(ROWS_PER_TASK), &|task| {
             let first = task * ROWS_PER_TASK;
             let n = ROWS_PER_TASK.min(n_rows - first);
@@ -285,6 +298,14 @@ impl Activations {
                 }
             };
             make(first * d..(first + n) * d, part);
+            if task < n_groups {
+                // SAFETY: as above; a task's rows are a group's.
+                #[allow(unsafe_code)]
+                let (blocks, groups) = unsafe {
+                    (blocks.part(first * n_blocks, n * n_blocks), groups.part(task * n_blocks, n_blocks))
+                };
+                group(blocks, groups);
+            }
         });
     }
 
@@ -298,7 +319,11 @@ impl Activations {
         self.n_rows = n_rows;
         match self.precision {
             Precision::Int8 => {
-                self.blocks.resize(self.n_rows * self.n_columns.div_ceil(BLOCK), Quants::default());
+                let n_blocks = self.n_columns.div_ceil(BLOCK);
+                self.blocks.resize(n_rows * n_blocks, Quants::default());
+                if ByteTiles::detect().is_some() {
+                    self.groups.resize(n_rows / GROUP * n_blocks, GroupScales::default());
+                }
             }
             Precision::Float => self.floats.resize(n_rows * self.n_columns, 0.0),
         }

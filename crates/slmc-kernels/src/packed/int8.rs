@@ -24,12 +24,12 @@ pub(super) struct Operands<'a> {
 }
 
 impl<'a> Operands<'a> {
-    fn tile_levels<L: Layout>(&self, tile: usize) -> &'a [u8] {
+    pub(super) fn tile_levels<L: Layout>(&self, tile: usize) -> &'a [u8] {
         let n = self.n_blocks * L::LEVELS;
         &self.levels[tile * n..(tile + 1) * n]
     }
 
-    fn tile_scales<L: Layout>(&self, tile: usize) -> &'a [u8] {
+    pub(super) fn tile_scales<L: Layout>(&self, tile: usize) -> &'a [u8] {
         let n = self.n_blocks / L::UNIT * L::SCALES;
         &self.scales[tile * n..(tile + 1) * n]
     }
@@ -40,7 +40,7 @@ impl<'a> Operands<'a> {
 
     /// The part of the output of one token and one tile: fewer than sixteen rows at the matrix's end, and none after.
     #[inline(always)]
-    fn out(&self, token: usize, tile: usize) -> &'a mut [f32] {
+    pub(super) fn out(&self, token: usize, tile: usize) -> &'a mut [f32] {
         let first = (tile * ROWS).min(self.n_rows);
         let n = ROWS.min(self.n_rows - first);
         // SAFETY: the caller's task alone writes these tiles of these tokens, and looks at one part at a time.
@@ -52,7 +52,7 @@ impl<'a> Operands<'a> {
 }
 
 #[inline(always)]
-fn store<S: Simd>(s: S, sums: S::Floats, out: &mut [f32]) {
+pub(super) fn store<S: Simd>(s: S, sums: S::Floats, out: &mut [f32]) {
     if let Ok(out) = <&mut [f32; ROWS]>::try_from(&mut *out) {
         s.store(sums, out);
     } else {
@@ -63,7 +63,7 @@ fn store<S: Simd>(s: S, sums: S::Floats, out: &mut [f32]) {
 }
 
 #[inline(always)]
-fn load<S: Simd>(s: S, out: &[f32]) -> S::Floats {
+pub(super) fn load<S: Simd>(s: S, out: &[f32]) -> S::Floats {
     if let Ok(out) = <&[f32; ROWS]>::try_from(out) {
         s.load(out)
     } else {

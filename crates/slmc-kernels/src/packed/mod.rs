@@ -9,6 +9,8 @@ mod activations;
 mod aligned;
 mod float;
 mod int8;
+#[cfg(target_arch = "x86_64")]
+mod int8_tiles;
 mod k_layout;
 mod layout;
 mod out;
@@ -273,7 +275,7 @@ fn products_on(isa: Isa, pairs: &mut [(&PackedMatrix, &mut [f32])], x: &Activati
         let (matrix, out): (&PackedMatrix, &mut [f32]) = (matrix, out);
         assert_eq!(matrix.n_columns(), x.n_columns(), "the product's inner size");
         assert_eq!(Some(out.len()), matrix.n_rows().checked_mul(x.n_rows()), "the product's size");
-        let plan = Plan::new(matrix, x);
+        let plan = Plan::new(isa, matrix, x);
         n_tasks += plan.n_tasks();
         if matrix.n_columns() == 0 {
             out.fill(0.0);

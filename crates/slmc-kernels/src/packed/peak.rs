@@ -26,7 +26,7 @@ pub fn byte_products(rounds: u32) -> u64 {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the value proves that the CPU has what the function is compiled for.
         #[allow(unsafe_code)]
-        Isa::Avx512(s) => unsafe { avx512(s, rounds) },
+        Isa::Amx(s, _) | Isa::Avx512(s) => unsafe { avx512(s, rounds) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         #[allow(unsafe_code)]

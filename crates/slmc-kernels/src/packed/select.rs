@@ -5,6 +5,8 @@ use std::ops::Range;
 use slmc_ir::Format;
 
 #[cfg(target_arch = "x86_64")]
+use super::int8_tiles;
+#[cfg(target_arch = "x86_64")]
 use super::simd::{avx2::Avx2, avx512::Avx512};
 use super::{
     Activations, PackedMatrix, Precision, float,
@@ -15,11 +17,14 @@ use super::{
     simd::{ROWS, Simd, portable::Portable},
 };
 #[cfg(target_arch = "x86_64")]
-use crate::dispatch::allowed;
+use crate::{amx::ByteTiles, dispatch::allowed};
 
 /// An instruction set that this CPU has.
 #[derive(Clone, Copy)]
 pub(crate) enum Isa {
+    /// Tiles of bytes where there are many tokens, AVX-512 for the rest.
+    #[cfg(target_arch = "x86_64")]
+    Amx(Avx512, ByteTiles),
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
     #[cfg(target_arch = "x86_64")]
@@ -33,7 +38,7 @@ impl Isa {
         #[cfg(target_arch = "x86_64")]
         {
             if let Some(isa) = Avx512::detect().filter(|_| allowed(2)) {
-                return Self::Avx512(isa);
+                return ByteTiles::detect().map_or(Self::Avx512(isa), |tiles| Self::Amx(isa, tiles));
             }
             if let Some(isa) = Avx2::detect().filter(|_| allowed(1)) {
                 return Self::Avx2(isa);
@@ -50,12 +55,24 @@ impl Isa {
         {
             all.extend(Avx2::detect().map(Self::Avx2));
             all.extend(Avx512::detect().map(Self::Avx512));
+            all.extend(Avx512::detect().zip(ByteTiles::detect()).map(|(isa, tiles)| Self::Amx(isa, tiles)));
         }
         all
     }
 
+    /// Tiles of weights that a task of many tokens unpacks.
+    fn tiles_per_task(self, matrix: &PackedMatrix, x: &Activations) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(..) if in_levels(matrix, x) && in_byte_tiles(matrix.format()) => int8_tiles::TILES,
+            _ => int8::PANEL_TILES,
+        }
+    }
+
     pub(super) fn name(self) -> &'static str {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(..) => "amxint8",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(_) => "avx512vnni",
             #[cfg(target_arch = "x86_64")]
@@ -128,6 +145,17 @@ pub(super) fn take_units(
     );
 }
 
+/// Whether integers are multiplied with integers.
+fn in_levels(matrix: &PackedMatrix, x: &Activations) -> bool {
+    matrix.has_levels() && x.precision() == Precision::Int8
+}
+
+/// Whether AMX multiplies a format's levels.
+#[cfg(target_arch = "x86_64")]
+fn in_byte_tiles(format: Format) -> bool {
+    with_layout!(format, L => int8_tiles::takes::<L>(), else false)
+}
+
 /// Tokens up to which every level is used straight from memory.
 const FEW_TOKENS: usize = 4;
 /// Bytes of a task of a few tokens: microseconds, so that threads end together.
@@ -146,7 +174,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub(super) fn new(matrix: &PackedMatrix, x: &Activations) -> Self {
+    pub(super) fn new(isa: Isa, matrix: &PackedMatrix, x: &Activations) -> Self {
         let (n_tiles, n_tokens) = (matrix.n_rows().div_ceil(ROWS), x.n_rows());
         // What is stored as it is multiplied needs no panel for a few tokens.
         let whole =
@@ -155,7 +183,7 @@ impl Plan {
         let tiles_per_task = if whole {
             (TASK_BYTES / tile_bytes.max(1)).max(1).next_multiple_of(float::MATVEC_TILES)
         } else {
-            int8::PANEL_TILES
+            isa.tiles_per_task(matrix, x)
         };
         Self { n_tiles, n_tokens, tiles_per_task, tokens_per_task: TASK_TOKENS, whole }
     }
@@ -193,7 +221,11 @@ impl Product<'_> {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the value proves that the CPU has what the function is compiled for.
             #[allow(unsafe_code)]
-            Isa::Avx512(s) => unsafe { self.avx512(s, task) },
+            Isa::Amx(s, tiles) => unsafe { self.avx512(s, Some(tiles), task) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            #[allow(unsafe_code)]
+            Isa::Avx512(s) => unsafe { self.avx512(s, None, task) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             #[allow(unsafe_code)]
@@ -204,12 +236,22 @@ impl Product<'_> {
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-    fn avx512(&self, s: Avx512, task: usize) {
+    fn avx512(&self, s: Avx512, byte_tiles: Option<ByteTiles>, task: usize) {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
         fn levels<L: Layout>(s: Avx512, product: &Product<'_>, task: usize) {
             product.levels::<Avx512, L>(s, task);
         }
-        if self.in_levels() {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+        fn in_tiles<L: Layout>(s: Avx512, units: ByteTiles, product: &Product<'_>, task: usize) {
+            let [tiles, tokens] = product.plan.task(task);
+            int8_tiles::matmul::<Avx512, L>(s, units, &product.operands(), tiles, tokens);
+        }
+        let format = self.matrix.format();
+        if let (Some(units), true, false) =
+            (byte_tiles, self.in_levels() && in_byte_tiles(format), self.plan.whole)
+        {
+            with_layout!(format, L => in_tiles::<L>(s, units, self, task), else ());
+        } else if self.in_levels() {
             with_layout!(self.matrix.format(), L => levels::<L>(s, self, task), else ());
         } else {
             self.floats(s, task);
@@ -242,20 +284,24 @@ impl Product<'_> {
     }
 
     fn in_levels(&self) -> bool {
-        self.matrix.has_levels() && self.x.precision() == Precision::Int8
+        in_levels(self.matrix, self.x)
     }
 
-    #[inline(always)]
-    fn levels<S: Simd, L: Layout>(&self, s: S, task: usize) {
-        let [tiles, tokens] = self.plan.task(task);
-        let operands = Operands {
+    fn operands(&self) -> Operands<'_> {
+        Operands {
             levels: self.matrix.levels(),
             scales: self.matrix.scales(),
             n_rows: self.matrix.n_rows(),
             n_blocks: self.matrix.n_columns() / super::layout::BLOCK,
             x: self.x,
             out: &self.out,
-        };
+        }
+    }
+
+    #[inline(always)]
+    fn levels<S: Simd, L: Layout>(&self, s: S, task: usize) {
+        let [tiles, tokens] = self.plan.task(task);
+        let operands = self.operands();
         match (self.plan.whole, self.plan.n_tokens) {
             (true, 1) => int8::matvec::<S, L, 1>(s, &operands, tiles),
             (true, 2) => int8::matvec::<S, L, 2>(s, &operands, tiles),

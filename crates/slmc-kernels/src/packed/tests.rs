@@ -78,7 +78,8 @@ fn bits(x: &[f32]) -> Vec<u32> {
 
 /// `[rows, columns, tokens]`: rows below, at and above a tile and a panel of two; tokens on both sides of what goes
 /// straight from memory (4), with every remainder of what registers hold, and past a task (128); columns of one
-/// block, of a small model (64), of stretches of unequal length (576 = 18 blocks, 1536 = 3 panels, 608 = 2 panels).
+/// block, of a small model (64), of stretches of unequal length (576 = 18 blocks, 1536 = 3 panels, 608 = 2 panels); what
+/// AMX multiplies at once (16 tokens, 4 tiles), with and without a rest, in one stretch (18 blocks, an odd one) and two.
 fn sizes(format: Format) -> Vec<[usize; 3]> {
     let mut sizes = Vec::new();
     let unit = format.block_weights().max(32);
@@ -89,6 +90,7 @@ fn sizes(format: Format) -> Vec<[usize; 3]> {
     let columns = if unit == 32 { [576, 608, 1536] } else { [512, 768, 1536] };
     sizes.extend(columns.into_iter().flat_map(|n| [[50, n, 1], [50, n, 7]]));
     sizes.push([20, 2 * unit, 131]);
+    sizes.extend([[64, columns[0], 16], [79, unit, 32], [65, columns[0] + unit, 35], [50, columns[2], 149]]);
     sizes
 }
 
