@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use slmc_ir::Format;
 
+#[cfg(target_arch = "aarch64")]
+use super::simd::neon::Neon;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{avx2::Avx2, avx512::Avx512};
 use super::{
@@ -14,7 +16,7 @@ use super::{
     out::SharedOut,
     simd::{ROWS, Simd, portable::Portable},
 };
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use crate::dispatch::allowed;
 
 /// An instruction set that this CPU has.
@@ -24,6 +26,8 @@ pub(crate) enum Isa {
     Avx512(Avx512),
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
     Portable(Portable),
 }
 
@@ -39,6 +43,10 @@ impl Isa {
                 return Self::Avx2(isa);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        if let Some(isa) = Neon::detect().filter(|_| allowed(1)) {
+            return Self::Neon(isa);
+        }
         Self::Portable(Portable)
     }
 
@@ -51,6 +59,8 @@ impl Isa {
             all.extend(Avx2::detect().map(Self::Avx2));
             all.extend(Avx512::detect().map(Self::Avx512));
         }
+        #[cfg(target_arch = "aarch64")]
+        all.extend(Neon::detect().map(Self::Neon));
         all
     }
 
@@ -60,6 +70,8 @@ impl Isa {
             Self::Avx512(_) => "avx512vnni",
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => "avx2",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) => "neondot",
             Self::Portable(_) => "portable",
         }
     }
@@ -198,6 +210,10 @@ impl Product<'_> {
             // SAFETY: as above.
             #[allow(unsafe_code)]
             Isa::Avx2(s) => unsafe { self.avx2(s, task) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            #[allow(unsafe_code)]
+            Isa::Neon(s) => unsafe { self.neon(s, task) },
             Isa::Portable(s) => self.portable(s, task),
         }
     }
@@ -222,6 +238,20 @@ impl Product<'_> {
         #[target_feature(enable = "avx2,fma,f16c")]
         fn levels<L: Layout>(s: Avx2, product: &Product<'_>, task: usize) {
             product.levels::<Avx2, L>(s, task);
+        }
+        if self.in_levels() {
+            with_layout!(self.matrix.format(), L => levels::<L>(s, self, task), else ());
+        } else {
+            self.floats(s, task);
+        }
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    #[target_feature(enable = "neon,dotprod")]
+    fn neon(&self, s: Neon, task: usize) {
+        #[target_feature(enable = "neon,dotprod")]
+        fn levels<L: Layout>(s: Neon, product: &Product<'_>, task: usize) {
+            product.levels::<Neon, L>(s, task);
         }
         if self.in_levels() {
             with_layout!(self.matrix.format(), L => levels::<L>(s, self, task), else ());
