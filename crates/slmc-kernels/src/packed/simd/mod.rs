@@ -59,9 +59,9 @@ pub(crate) trait Simd: Copy {
 
     /// Sums that begin at `start`, which [`finish`](Simd::finish) is given again.
     fn begin(self, start: Self::Ints) -> Self::Sums;
-    /// `sums + Σ levels · x` over the four bytes of each row: levels up to 127, in as many groups as fit, or those of
-    /// [`centred`](Simd::centred) where sums are not short. Where
-    /// registers are few, the compiler keeps the order of the calls: it would spill otherwise.
+    /// `sums + Σ levels · x` over the four bytes of each row, in as many groups as fit: levels up to 127, or, where sums
+    /// are not short, any that [`centred`](Simd::centred) gave. Where registers are few, the compiler keeps the order of
+    /// the calls if it would spill otherwise.
     fn accumulate(self, sums: Self::Sums, levels: Self::Bytes, x: Self::Bytes) -> Self::Sums;
     /// `start` and the sums that began there.
     fn finish(self, start: Self::Ints, sums: Self::Sums) -> Self::Ints;
