@@ -268,6 +268,6 @@ impl Simd for Neon {
     #[inline(always)]
     fn prefetch(self, at: *const u8) {
         // No memory as far as the program can tell: an address that may not be read is ignored.
-        proven!(asm!("prfm pldl1keep, [{}]", in(reg) at, options(nomem, nostack, preserves_flags)));
+        proven!(asm!("prfm pldl1keep, [{}]", in(reg) at.addr(), options(nomem, nostack, preserves_flags)));
     }
 }
