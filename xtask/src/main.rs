@@ -1,6 +1,7 @@
 //! Chores of the repository, as `cargo xtask COMMAND`: what CI runs, and what a contributor runs before a commit.
 
 mod fetch;
+mod neon;
 mod quickstart;
 mod repo;
 mod test;
@@ -20,6 +21,7 @@ cargo xtask COMMAND
   test --real                the tests on real models (fetched) and texts (SLMC_DATA or ../shared/data)
   test --fast                the crates without Burn alone, overflow checks on
   test --unchecked           the crates whose release build lets numbers wrap around, overflow checks on
+  test --neon                the kernels on emulated ARM CPUs: a compiler is fetched into target/neon, once
   quickstart [--print]       run (or show) the commands of README.md's quick start
 ";
 
@@ -43,6 +45,7 @@ fn run() -> Result<()> {
         ["test", "--real"] => test::real(),
         ["test", "--fast"] => test::fast(),
         ["test", "--unchecked"] => test::unchecked(),
+        ["test", "--neon"] => neon::run(),
         ["quickstart"] => quickstart::run(),
         ["quickstart", "--print"] => quickstart::print(),
         [] | ["help" | "--help" | "-h"] => {

@@ -177,6 +177,20 @@ fn run<N: Number>(job: &Job<'_>, state: &mut Softmax, keys: &[N], values: &[N]) 
             Isa::Portable(_) => {}
         }
     }
+    #[cfg(target_arch = "aarch64")]
+    {
+        use crate::packed::Neon;
+
+        #[target_feature(enable = "neon,dotprod")]
+        fn neon<N: Number>(s: Neon, job: &Job<'_>, state: &mut Softmax, keys: &[N], values: &[N]) {
+            stretches(s, job, state, keys, values);
+        }
+        if let Isa::Neon(s) = Isa::best() {
+            // SAFETY: the value proves that the CPU has what the function is compiled for.
+            #[allow(unsafe_code)]
+            return unsafe { neon(s, job, state, keys, values) };
+        }
+    }
     stretches(crate::packed::Portable, job, state, keys, values);
 }
 

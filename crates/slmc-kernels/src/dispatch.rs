@@ -70,8 +70,16 @@ pub(crate) fn has_avx2_fma() -> bool {
     has!("avx2") && has!("fma") && has!("f16c")
 }
 
-/// Whether a level of instruction sets (1: AVX2, 2: AVX-512) may be used: tests lower the highest.
-#[cfg(target_arch = "x86_64")]
+/// What the products with packed weights use on ARM: byte products by dot products, of bytes in memory's order.
+#[cfg(target_arch = "aarch64")]
+#[inline]
+pub(crate) fn has_neon_dotprod() -> bool {
+    use std::arch::is_aarch64_feature_detected as has;
+    cfg!(target_endian = "little") && has!("neon") && has!("dotprod")
+}
+
+/// Whether a level of instruction sets (1: AVX2 or NEON, 2: AVX-512) may be used: tests lower the highest.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[inline]
 pub(crate) fn allowed(_level: u8) -> bool {
     #[cfg(test)]

@@ -203,6 +203,7 @@ impl TilePanel {
                     s.store_bytes(low, &mut self.levels[i][g]);
                     s.store_bytes(high, &mut self.levels[i][8 + g]);
                 } else {
+                    let group = if L::WIDE { s.centred(group) } else { group };
                     s.store_bytes(group, &mut self.levels[i][g]);
                 }
             }
@@ -224,6 +225,11 @@ impl TilePanel {
 /// Whether a panel holds levels as low and high nibbles.
 const fn in_nibbles<S: Simd, L: Layout>() -> bool {
     S::SHORT_SUMS && L::WIDE
+}
+
+/// Whether a panel holds levels as `level - 128`.
+const fn centred<S: Simd, L: Layout>() -> bool {
+    S::CENTRES_WIDE && !S::SHORT_SUMS && L::WIDE
 }
 
 /// Many tokens against one panel's tiles.
@@ -338,7 +344,7 @@ fn strip_dots<S: Simd, L: Layout, const T: usize, const N: usize>(
     if !S::SHORT_SUMS {
         for t in 0..T {
             for at in 0..N {
-                dots[t][at] = start::<S, L>(s, &rows[t][b], &half_scales[at], false);
+                dots[t][at] = start::<S, L>(s, &rows[t][b], &half_scales[at], centred::<S, L>());
             }
         }
     }
@@ -367,7 +373,7 @@ fn strip_dots<S: Simd, L: Layout, const T: usize, const N: usize>(
             for at in 0..N {
                 let (mut dot, sums) = (dots[t][at], sums[t][at]);
                 if S::SHORT_SUMS && part == 0 {
-                    dot = start::<S, L>(s, &rows[t][b], &half_scales[at], false);
+                    dot = start::<S, L>(s, &rows[t][b], &half_scales[at], centred::<S, L>());
                 }
                 dots[t][at] = if L::HALF_SCALES {
                     s.finish_half(dot, sums, half_scales[at][part * n / 4])

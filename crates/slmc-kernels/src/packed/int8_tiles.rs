@@ -11,7 +11,7 @@ use super::{
     ROWS, Simd,
     activations::{GROUP, Quants},
     int8::{self, Operands},
-    layout::Layout,
+    layout::{BLOCK, Layout},
 };
 use crate::amx::{ByteTiles, Shapes, Tiles};
 
@@ -24,6 +24,10 @@ pub(super) const TILES: usize = 4;
 const PANEL_BLOCKS: usize = 12;
 /// Blocks that one piece of assembly multiplies.
 const AT_ONCE: usize = 2;
+
+/// Sixteen rows of 64 bytes of sums, sixteen of 32 of activations, eight of 64 of levels.
+static SHAPES: Shapes =
+    Shapes::new([(64, 16), (64, 16), (64, 16), (64, 16), (32, 16), (32, 16), (64, 8), (64, 8)]);
 
 /// Levels less their offset of one tile of weights, sixteen rows by four columns in each line: the tile's own layout.
 #[repr(C, align(64))]
@@ -83,6 +87,31 @@ fn new_scratch() -> Box<Scratch> {
     Box::new(Scratch { panels: [const { Panel::NEW }; TILES], dots: [Dots::NEW; 2] })
 }
 
+/// Does `rounds` rounds of products of tiles that are already there, and returns the multiplications and additions of a round.
+pub(super) fn products_in_tiles(units: ByteTiles, rounds: u32) -> usize {
+    const PRODUCTS: usize = 4;
+    let _held = units.begin(&SHAPES);
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if rounds > 0 {
+        // SAFETY: this thread's tiles are set up; no memory is touched.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::arch::asm!(
+                "2:",
+                "tdpbssd tmm0, tmm4, tmm6",
+                "tdpbssd tmm1, tmm5, tmm7",
+                "tdpbssd tmm2, tmm4, tmm7",
+                "tdpbssd tmm3, tmm5, tmm6",
+                "dec {n:e}",
+                "jnz 2b",
+                n = inout(reg) rounds => _,
+                options(nostack, nomem),
+            );
+        }
+    }
+    PRODUCTS * TOKENS * ROWS * BLOCK * 2
+}
+
 /// Whether a layout's blocks are each one sum.
 pub(super) const fn takes<L: Layout>() -> bool {
     !L::HALF_SCALES
@@ -99,9 +128,6 @@ pub(super) fn matmul<S: Simd, L: Layout>(
 ) {
     let whole = tokens.start..tokens.end - tokens.len() % TOKENS;
     if !whole.is_empty() {
-        // Sixteen rows of 32 bytes of activations, eight of 64 of levels, sixteen of 64 of sums.
-        static SHAPES: Shapes =
-            Shapes::new([(64, 16), (64, 16), (64, 16), (64, 16), (32, 16), (32, 16), (64, 8), (64, 8)]);
         let held = units.begin(&SHAPES);
         let n_stretches = operands.n_blocks.div_ceil(PANEL_BLOCKS);
         let stretch = operands.n_blocks.div_ceil(n_stretches.max(1)).max(1);

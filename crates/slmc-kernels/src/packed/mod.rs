@@ -36,6 +36,8 @@ use aligned::AlignedBytes;
 pub(crate) use out::SharedOut;
 pub(crate) use select::Isa;
 use select::{Plan, Product};
+#[cfg(target_arch = "aarch64")]
+pub(crate) use simd::neon::Neon;
 pub(crate) use simd::{ROWS, Simd, portable::Portable};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use simd::{avx2::Avx2, avx512::Avx512};

@@ -8,6 +8,10 @@ use memmap2::{MmapMut, MmapOptions};
 use crate::Team;
 
 #[cfg(target_arch = "x86_64")]
+use super::int8_tiles;
+#[cfg(target_arch = "aarch64")]
+use super::simd::neon::Neon;
+#[cfg(target_arch = "x86_64")]
 use super::simd::{avx2::Avx2, avx512::Avx512};
 use super::{
     select::Isa,
@@ -15,6 +19,7 @@ use super::{
 };
 
 /// Chains that hide the instructions' latency at any width.
+#[cfg(target_arch = "x86_64")]
 const CHAINS: usize = 12;
 /// As many as there are registers for where they are few.
 const FEW_CHAINS: usize = 6;
@@ -24,13 +29,21 @@ const FEW_CHAINS: usize = 6;
 pub fn byte_products(rounds: u32) -> u64 {
     let n_chains = match Isa::best() {
         #[cfg(target_arch = "x86_64")]
+        Isa::Amx(_, tiles) => {
+            return u64::from(rounds) * int8_tiles::products_in_tiles(tiles, rounds) as u64;
+        }
+        #[cfg(target_arch = "x86_64")]
         // SAFETY: the value proves that the CPU has what the function is compiled for.
         #[allow(unsafe_code)]
-        Isa::Amx(s, _) | Isa::Avx512(s) => unsafe { avx512(s, rounds) },
+        Isa::Avx512(s) => unsafe { avx512(s, rounds) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         #[allow(unsafe_code)]
         Isa::Avx2(s) => unsafe { avx2(s, rounds) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        #[allow(unsafe_code)]
+        Isa::Neon(s) => unsafe { neon(s, rounds) },
         Isa::Portable(s) => chains::<Portable, FEW_CHAINS>(s, rounds),
     };
     u64::from(rounds) * (n_chains * ROWS * 4 * 2) as u64
@@ -46,6 +59,12 @@ fn avx512(s: Avx512, rounds: u32) -> usize {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn avx2(s: Avx2, rounds: u32) -> usize {
     chains::<Avx2, FEW_CHAINS>(s, rounds)
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon,dotprod")]
+fn neon(s: Neon, rounds: u32) -> usize {
+    chains::<Neon, FEW_CHAINS>(s, rounds)
 }
 
 /// Returns the number of chains.

@@ -6,6 +6,8 @@ use slmc_ir::Format;
 
 #[cfg(target_arch = "x86_64")]
 use super::int8_tiles;
+#[cfg(target_arch = "aarch64")]
+use super::simd::neon::Neon;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{avx2::Avx2, avx512::Avx512};
 use super::{
@@ -17,7 +19,9 @@ use super::{
     simd::{ROWS, Simd, portable::Portable},
 };
 #[cfg(target_arch = "x86_64")]
-use crate::{amx::ByteTiles, dispatch::allowed};
+use crate::amx::ByteTiles;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use crate::dispatch::allowed;
 
 /// An instruction set that this CPU has.
 #[derive(Clone, Copy)]
@@ -29,6 +33,8 @@ pub(crate) enum Isa {
     Avx512(Avx512),
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
     Portable(Portable),
 }
 
@@ -44,6 +50,10 @@ impl Isa {
                 return Self::Avx2(isa);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        if let Some(isa) = Neon::detect().filter(|_| allowed(1)) {
+            return Self::Neon(isa);
+        }
         Self::Portable(Portable)
     }
 
@@ -57,10 +67,13 @@ impl Isa {
             all.extend(Avx512::detect().map(Self::Avx512));
             all.extend(Avx512::detect().zip(ByteTiles::detect()).map(|(isa, tiles)| Self::Amx(isa, tiles)));
         }
+        #[cfg(target_arch = "aarch64")]
+        all.extend(Neon::detect().map(Self::Neon));
         all
     }
 
     /// Tiles of weights that a task of many tokens unpacks.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
     fn tiles_per_task(self, matrix: &PackedMatrix, x: &Activations) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
@@ -77,6 +90,8 @@ impl Isa {
             Self::Avx512(_) => "avx512vnni",
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => "avx2",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) => "neondot",
             Self::Portable(_) => "portable",
         }
     }
@@ -230,6 +245,10 @@ impl Product<'_> {
             // SAFETY: as above.
             #[allow(unsafe_code)]
             Isa::Avx2(s) => unsafe { self.avx2(s, task) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            #[allow(unsafe_code)]
+            Isa::Neon(s) => unsafe { self.neon(s, task) },
             Isa::Portable(s) => self.portable(s, task),
         }
     }
@@ -264,6 +283,20 @@ impl Product<'_> {
         #[target_feature(enable = "avx2,fma,f16c")]
         fn levels<L: Layout>(s: Avx2, product: &Product<'_>, task: usize) {
             product.levels::<Avx2, L>(s, task);
+        }
+        if self.in_levels() {
+            with_layout!(self.matrix.format(), L => levels::<L>(s, self, task), else ());
+        } else {
+            self.floats(s, task);
+        }
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    #[target_feature(enable = "neon,dotprod")]
+    fn neon(&self, s: Neon, task: usize) {
+        #[target_feature(enable = "neon,dotprod")]
+        fn levels<L: Layout>(s: Neon, product: &Product<'_>, task: usize) {
+            product.levels::<Neon, L>(s, task);
         }
         if self.in_levels() {
             with_layout!(self.matrix.format(), L => levels::<L>(s, self, task), else ());

@@ -1,4 +1,4 @@
-use slmc_blocks::{decode_weight, f32_to_f16};
+use slmc_blocks::{decode_weight, f16_to_f32, f32_to_f16};
 use slmc_ir::{Format, Weight};
 
 use super::{Activations, PackedMatrix, Precision, products_on, reference, select::Isa};
@@ -94,6 +94,17 @@ fn sizes(format: Format) -> Vec<[usize; 3]> {
     sizes
 }
 
+/// The name of the instruction set that the caller of the tests says this CPU has: one that goes undetected would not be tested.
+const EXPECTED_ISA: &str = "SLMC_TEST_ISA";
+
+#[test]
+fn the_instruction_set_that_should_be_there_is_found() {
+    let fastest = Isa::all().last().map(|isa| isa.name());
+    if let Ok(expected) = std::env::var(EXPECTED_ISA) {
+        assert_eq!(fastest, Some(expected.as_str()));
+    }
+}
+
 #[test]
 fn int8_products_are_the_references_bits() {
     let team = Team::new(2).unwrap();
@@ -133,6 +144,26 @@ fn float_products_are_the_references_bits() {
             for isa in Isa::all() {
                 let found = product_of(isa, &matrix, &x, &team);
                 assert_eq!(bits(&found), bits(&expected), "{} {format} {n_rows} {n_columns}", isa.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn every_half_is_the_number_that_it_stands_for() {
+    let halves: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    let weight = Weight::new(vec![1 << 16, 1], Format::F16, halves.into()).unwrap();
+    let matrix = PackedMatrix::new(&weight).unwrap();
+    let team = Team::new(1).unwrap();
+    // From memory, and through a panel.
+    for n_tokens in [1, 5] {
+        let x = activations(&vec![1.0; n_tokens], 1, Precision::Float);
+        for isa in Isa::all() {
+            let found = product_of(isa, &matrix, &x, &team);
+            for (found, half) in found.into_iter().zip((0..=u16::MAX).cycle()) {
+                let expected = f16_to_f32(half);
+                let same = found == expected || found.is_nan() && expected.is_nan();
+                assert!(same, "{} {half:#x}: {found} {expected}", isa.name());
             }
         }
     }

@@ -8,6 +8,8 @@
 pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512;
+#[cfg(target_arch = "aarch64")]
+pub(super) mod neon;
 pub(super) mod portable;
 
 /// Rows of a tile: the 32-bit lanes of the widest register.
@@ -48,10 +50,18 @@ pub(crate) trait Simd: Copy {
     /// `WIDE` when levels may exceed 127.
     fn dot<const WIDE: bool>(self, sums: Self::Ints, levels: Self::Bytes, x: Self::Bytes) -> Self::Ints;
 
+    /// What a panel holds of levels that may exceed 127, and [`accumulate`](Simd::accumulate) then takes: `level - 128`,
+    /// signed, where wide levels are centred and sums are not short; the levels elsewhere.
+    #[inline(always)]
+    fn centred(self, levels: Self::Bytes) -> Self::Bytes {
+        levels
+    }
+
     /// Sums that begin at `start`, which [`finish`](Simd::finish) is given again.
     fn begin(self, start: Self::Ints) -> Self::Sums;
-    /// `sums + Σ levels · x` over the four bytes of each row: levels up to 127, in as many groups as fit. Where
-    /// registers are few, the compiler keeps the order of the calls: it would spill otherwise.
+    /// `sums + Σ levels · x` over the four bytes of each row, in as many groups as fit: levels up to 127, or, where sums
+    /// are not short, any that [`centred`](Simd::centred) gave. Where registers are few, the compiler keeps the order of
+    /// the calls if it would spill otherwise.
     fn accumulate(self, sums: Self::Sums, levels: Self::Bytes, x: Self::Bytes) -> Self::Sums;
     /// `start` and the sums that began there.
     fn finish(self, start: Self::Ints, sums: Self::Sums) -> Self::Ints;
@@ -107,7 +117,7 @@ pub(super) const fn groups_a_sum(short: bool, most: i32) -> usize {
 }
 
 /// Runs intrinsics for a value that proves that the CPU has them.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! proven {
     ($body:expr) => {{
         // SAFETY: the value of the instruction set's type exists only when the CPU has it, and every pointer comes
@@ -118,5 +128,5 @@ macro_rules! proven {
         }
     }};
 }
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use proven;
