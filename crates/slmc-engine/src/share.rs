@@ -60,3 +60,54 @@ pub(crate) fn sized<T: Clone + Default>(buffer: &mut Vec<T>, n: usize) -> &mut [
     }
     &mut buffer[..n]
 }
+
+/// Numbers that begin on a cache line: where the tiles of a product do, too, two threads never write to the same line.
+#[derive(Debug, Default)]
+pub(crate) struct Lines {
+    all: Vec<f32>,
+    first: usize,
+}
+
+impl Lines {
+    /// Numbers of a cache line.
+    const LINE: usize = 16;
+
+    /// The first `n` numbers, after making room for them. Allocates only when `n` is more than ever before.
+    pub fn sized(&mut self, n: usize) -> &mut [f32] {
+        if self.all.len() < self.first + n {
+            self.all.resize(n + Self::LINE, 0.0);
+            let first = self.all.as_ptr().align_offset(Self::LINE * size_of::<f32>());
+            // Nothing but speed depends on it, should there be no such place.
+            self.first = if first < Self::LINE { first } else { 0 };
+        }
+        &mut self.all[self.first..self.first + n]
+    }
+}
+
+impl std::ops::Deref for Lines {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        &self.all[self.first..]
+    }
+}
+
+impl std::ops::DerefMut for Lines {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.all[self.first..]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Lines;
+
+    #[test]
+    fn lines_begin_on_cache_lines_and_keep_their_length() {
+        let mut lines = Lines::default();
+        assert!(lines.is_empty());
+        for n in [1, 16, 1000, 7, 100_000] {
+            let part = lines.sized(n);
+            assert_eq!((part.len(), part.as_ptr().addr() % 64), (n, 0));
+        }
+    }
+}

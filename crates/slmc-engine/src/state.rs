@@ -8,7 +8,7 @@ use crate::{
     attention::{Attention, FEW_ROWS},
     cache::{Element, HeadSize, Layer, Layers},
     input::Input,
-    share::{for_chunks, for_each_part, sized},
+    share::{Lines, for_chunks, for_each_part, sized},
     weights::{Block, Stacked},
 };
 
@@ -28,11 +28,11 @@ struct Buffers {
     /// The residual stream, `[n_rows, d_model]`.
     x: Vec<f32>,
     /// Results of stacked projections, matrix after matrix.
-    stacked: Vec<f32>,
+    stacked: Lines,
     /// Attention's mix: what the projection back to the stream is given.
     mix: Vec<f32>,
     /// What is added to the stream.
-    step: Vec<f32>,
+    step: Lines,
     cos: Vec<f32>,
     sin: Vec<f32>,
     /// Angle of a position, `[d_head / 2]`, in radians.
@@ -40,7 +40,7 @@ struct Buffers {
     stream_in: Input,
     mix_in: Input,
     ffn_in: Input,
-    logits: Vec<f32>,
+    logits: Lines,
 }
 
 impl State {
@@ -55,16 +55,16 @@ impl State {
         let buffers = Buffers {
             attention: Attention::new(spec, n_sequences, capacity, options.n_threads),
             x: Vec::new(),
-            stacked: Vec::new(),
+            stacked: Lines::default(),
             mix: Vec::new(),
-            step: Vec::new(),
+            step: Lines::default(),
             cos: Vec::new(),
             sin: Vec::new(),
             frequencies: spec.rope_frequencies(),
             stream_in: Input::new(options.precision, of_stream.chain([weights.head()])),
             mix_in: Input::new(options.precision, of_mix),
             ffn_in: Input::new(options.precision, of_ffn),
-            logits: Vec::new(),
+            logits: Lines::default(),
         };
         let size = HeadSize::new(spec.d_head, capacity);
         let n_heads = n_sequences * spec.n_kv_heads;
@@ -108,7 +108,7 @@ impl State {
         let d = spec.d_model;
         let stream = &b.x[row * d..(row + n) * d];
         b.stream_in.set_rms_norm(stream, &engine.weights().final_norm, spec.norm_eps, engine.team());
-        let logits = sized(&mut b.logits, n * spec.vocab_size);
+        let logits = b.logits.sized(n * spec.vocab_size);
         let head = engine.weights().head();
         product(head, b.stream_in.of(head), logits, engine.team());
         logits
@@ -263,8 +263,8 @@ impl Buffers {
 }
 
 /// Projections of one input, biases added, matrix after matrix.
-fn project<const N: usize>(stack: &Stacked<N>, input: &Input, out: &mut Vec<f32>, rows: Rows<'_>) {
-    let out = sized(out, stack.n_rows * rows.n);
+fn project<const N: usize>(stack: &Stacked<N>, input: &Input, out: &mut Lines, rows: Rows<'_>) {
+    let out = out.sized(stack.n_rows * rows.n);
     let mut rest = &mut *out;
     for matrix in &stack.matrices {
         let (part, after) = rest.split_at_mut(matrix.n_rows() * rows.n);
@@ -279,7 +279,7 @@ fn project<const N: usize>(stack: &Stacked<N>, input: &Input, out: &mut Vec<f32>
 }
 
 /// Adds a projection to the residual stream.
-fn add_projection(stack: &Stacked<1>, input: &Input, step: &mut Vec<f32>, x: &mut [f32], rows: Rows<'_>) {
+fn add_projection(stack: &Stacked<1>, input: &Input, step: &mut Lines, x: &mut [f32], rows: Rows<'_>) {
     project(stack, input, step, rows);
     let n = stack.n_rows * rows.n;
     for_chunks(rows.team(), &mut x[..n], CHUNK, &|i, x| add(x, &step[i * CHUNK..][..x.len()]));

@@ -196,19 +196,21 @@ fn run<N: Number>(job: &Job<'_>, state: &mut Softmax, keys: &[N], values: &[N]) 
 
 #[inline(always)]
 fn stretches<S: Simd, N: Number>(s: S, job: &Job<'_>, state: &mut Softmax, keys: &[N], values: &[N]) {
+    // Of each row all scores of a stretch are set before they are used.
+    let mut scores = [[0.0_f32; STRETCH]; TOGETHER];
     for from in job.keys.clone().step_by(STRETCH) {
         let to = job.keys.end.min(from + STRETCH);
         let (mut row, n_rows) = (0, state.largest.len());
         while row + TOGETHER <= n_rows {
-            strip::<S, N, TOGETHER>(s, job, state, keys, values, row, from..to);
+            strip::<S, N, TOGETHER>(s, job, state, keys, values, row, from..to, &mut scores);
             row += TOGETHER;
         }
         while row + 3 <= n_rows {
-            strip::<S, N, 3>(s, job, state, keys, values, row, from..to);
+            strip::<S, N, 3>(s, job, state, keys, values, row, from..to, &mut scores);
             row += 3;
         }
         while row < n_rows {
-            strip::<S, N, 1>(s, job, state, keys, values, row, from..to);
+            strip::<S, N, 1>(s, job, state, keys, values, row, from..to, &mut scores);
             row += 1;
         }
     }
@@ -225,6 +227,7 @@ fn strip<S: Simd, N: Number, const T: usize>(
     values: &[N],
     row: usize,
     stretch: Range<usize>,
+    scores: &mut [[f32; STRETCH]; TOGETHER],
 ) {
     let d = job.d;
     let last = job.position + (row + T - 1) / job.group;
@@ -233,7 +236,7 @@ fn strip<S: Simd, N: Number, const T: usize>(
     }
     // Beyond the last row's own key there is nothing to see, and perhaps nothing there.
     let n = stretch.end.min(last + 1) - stretch.start;
-    let mut scores = [[0.0_f32; STRETCH]; T];
+    let scores: &mut [[f32; STRETCH]; T] = scores.first_chunk_mut().expect("room for the rows");
     let mut queries = [&[] as &[f32]; T];
     for (t, query) in queries.iter_mut().enumerate() {
         *query = &job.queries[(row + t) * d..][..d];
@@ -241,11 +244,11 @@ fn strip<S: Simd, N: Number, const T: usize>(
     let mut tile = 0;
     // Two registers at once where there are enough: twice as many sums hide the additions' latency.
     while !S::FEW_REGISTERS && (tile + 2) * LANES <= n.next_multiple_of(LANES) {
-        score::<S, N, T, 2>(s, &queries, keys, stretch.start / LANES + tile, &mut scores, tile);
+        score::<S, N, T, 2>(s, &queries, keys, stretch.start / LANES + tile, scores, tile);
         tile += 2;
     }
     while tile < n.div_ceil(LANES) {
-        score::<S, N, T, 1>(s, &queries, keys, stretch.start / LANES + tile, &mut scores, tile);
+        score::<S, N, T, 1>(s, &queries, keys, stretch.start / LANES + tile, scores, tile);
         tile += 1;
     }
     let mut factors = [1.0; T];
@@ -258,11 +261,11 @@ fn strip<S: Simd, N: Number, const T: usize>(
     let mix = &mut state.mix[row * width..(row + T) * width];
     let mut unit = 0;
     while !S::FEW_REGISTERS && unit + 2 * LANES <= width {
-        mix_in::<S, N, T, 2>(s, &scores, &factors, values, mix, width, unit);
+        mix_in::<S, N, T, 2>(s, scores, &factors, values, mix, width, unit);
         unit += 2 * LANES;
     }
     while unit < width {
-        mix_in::<S, N, T, 1>(s, &scores, &factors, values, mix, width, unit);
+        mix_in::<S, N, T, 1>(s, scores, &factors, values, mix, width, unit);
         unit += LANES;
     }
 }

@@ -67,15 +67,22 @@ const ROWS_PER_TASK: usize = GROUP;
 /// Below this a block counts as zero: the inverse of its scale would be infinite.
 const SMALLEST: f32 = 1e-30;
 
+/// Blocks whose numbers are made before the first is quantized: what makes them then has no sum to wait for.
+const BLOCKS_AHEAD: usize = 16;
+
 /// A row's blocks of 32 numbers, the last padded with zeros: `fill` gives those of some columns.
 #[inline(always)]
 fn quantize_row(blocks: &mut [Quants], n_columns: usize, fill: impl Fn(Range<usize>, &mut [f32])) {
-    for (b, block) in blocks.iter_mut().enumerate() {
-        let columns = b * BLOCK..n_columns.min((b + 1) * BLOCK);
-        let mut numbers = [0.0; BLOCK];
-        let n = columns.len();
-        fill(columns, &mut numbers[..n]);
-        *block = quantize_block(&numbers);
+    const AHEAD: usize = BLOCKS_AHEAD * BLOCK;
+    let mut numbers = [[0.0; BLOCK]; BLOCKS_AHEAD];
+    for (i, blocks) in blocks.chunks_mut(BLOCKS_AHEAD).enumerate() {
+        let columns = i * AHEAD..n_columns.min((i + 1) * AHEAD);
+        let (made, padding) = numbers.as_flattened_mut().split_at_mut(columns.len());
+        fill(columns, made);
+        padding.fill(0.0);
+        for (block, numbers) in blocks.iter_mut().zip(&numbers) {
+            *block = quantize_block(numbers);
+        }
     }
 }
 

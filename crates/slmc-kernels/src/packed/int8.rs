@@ -4,7 +4,7 @@
 //! `out = fma(dot, weight_scale · x_scale, out)`, and with minimums `out = fma(min, x_scale · Σ q, out)`. Every
 //! path below keeps that order, so the bits depend neither on the instruction set nor on the path.
 
-use std::ops::Range;
+use std::{cell::Cell, ops::Range};
 
 use super::{
     activations::{Activations, Quants},
@@ -174,6 +174,11 @@ const PANEL_BLOCKS: usize = 18;
 #[repr(align(64))]
 struct Panel([TilePanel; PANEL_TILES]);
 
+thread_local! {
+    /// Kept for the next task: written before it is read, so that only its first user fills it with zeros.
+    static PANEL: Cell<Option<Box<Panel>>> = const { Cell::new(None) };
+}
+
 /// One tile's. Levels beyond 127 are in two halves where sums are short: the low nibbles, then the high ones.
 #[repr(align(64))]
 struct TilePanel {
@@ -184,7 +189,6 @@ struct TilePanel {
 }
 
 impl TilePanel {
-    /// Zeros: a tile beyond the matrix's end stays so.
     const NEW: Self = Self {
         levels: [[[0; 64]; 16]; PANEL_BLOCKS],
         scales: [[0.0; ROWS]; PANEL_BLOCKS],
@@ -240,7 +244,8 @@ pub(super) fn matmul<S: Simd, L: Layout>(
     tiles: Range<usize>,
     tokens: Range<usize>,
 ) {
-    let mut panel = Panel([TilePanel::NEW; PANEL_TILES]);
+    // No closure: it would be compiled for the baseline.
+    let mut panel = PANEL.take().unwrap_or_else(|| Box::new(Panel([TilePanel::NEW; PANEL_TILES])));
     // Stretches of about the same length, none longer than a panel.
     let n_stretches = operands.n_blocks.div_ceil(PANEL_BLOCKS);
     let stretch = operands.n_blocks.div_ceil(n_stretches.max(1)).max(1);
@@ -257,6 +262,7 @@ pub(super) fn matmul<S: Simd, L: Layout>(
             strips::<S, L, PANEL_TILES>(s, operands, &panel.0, tiles.start, &blocks, tokens.clone());
         }
     }
+    PANEL.set(Some(panel));
 }
 
 /// All tokens against a panel's tiles, a few at a time.
@@ -270,6 +276,10 @@ fn strips<S: Simd, L: Layout, const N: usize>(
     tokens: Range<usize>,
 ) {
     let mut token = tokens.start;
+    while !S::FEW_REGISTERS && token + 6 <= tokens.end && (tokens.end - token) != 8 {
+        strip::<S, L, 6, N>(s, operands, panel, first_tile, blocks, token);
+        token += 6;
+    }
     while token + 4 <= tokens.end {
         strip::<S, L, 4, N>(s, operands, panel, first_tile, blocks, token);
         token += 4;
@@ -295,6 +305,10 @@ fn strip<S: Simd, L: Layout, const T: usize, const N: usize>(
     let mut sums = [[s.splat(0.0); N]; T];
     for t in 0..T {
         rows[t] = &operands.row(first_token + t)[blocks.clone()];
+        // Results are far apart, and none was there before: asked for now, they are there when the sums are.
+        for at in 0..N {
+            s.prefetch_to_write(operands.out(first_token + t, first_tile + at).as_ptr().cast());
+        }
         if blocks.start > 0 {
             for (at, sum) in sums[t].iter_mut().enumerate() {
                 *sum = load(s, operands.out(first_token + t, first_tile + at));

@@ -21,7 +21,7 @@ const TOKENS: usize = GROUP;
 pub(super) const TILES: usize = 4;
 /// Blocks of an inner size whose levels are unpacked at once: beside the activations of sixteen tokens they fit the first-level
 /// cache.
-const PANEL_BLOCKS: usize = 12;
+const PANEL_BLOCKS: usize = 24;
 /// Blocks that one piece of assembly multiplies.
 const AT_ONCE: usize = 2;
 
@@ -173,6 +173,9 @@ fn square<S: Simd, L: Layout>(
     let n_blocks = operands.n_blocks;
     let x = &operands.x.blocks[first_token * n_blocks..(first_token + TOKENS) * n_blocks];
     let mut sums = [s.splat(0.0); TOKENS];
+    for t in 0..TOKENS {
+        s.prefetch_to_write(operands.out(first_token + t, tile).as_ptr().cast());
+    }
     if blocks.start > 0 {
         for t in 0..TOKENS {
             sums[t] = int8::load(s, operands.out(first_token + t, tile));

@@ -176,7 +176,7 @@ const FEW_TOKENS: usize = 4;
 /// Bytes of a task of a few tokens: microseconds, so that threads end together.
 const TASK_BYTES: usize = 1 << 15;
 /// Tokens of a task of many tokens: enough that unpacking a panel is little beside using it.
-const TASK_TOKENS: usize = 128;
+const TASK_TOKENS: usize = 256;
 
 /// A product cut into tasks, by its shape alone.
 #[derive(Clone, Copy)]

@@ -188,4 +188,8 @@ impl Simd for Avx512 {
     fn prefetch(self, at: *const u8) {
         proven!(_mm_prefetch::<_MM_HINT_T0>(at.cast()));
     }
+    #[inline(always)]
+    fn prefetch_to_write(self, at: *const u8) {
+        proven!(_mm_prefetch::<_MM_HINT_ET0>(at.cast()));
+    }
 }

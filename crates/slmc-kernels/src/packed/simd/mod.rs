@@ -101,6 +101,11 @@ pub(crate) trait Simd: Copy {
     fn fma(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
     /// Asks for the cache line at an address that may be anything.
     fn prefetch(self, at: *const u8);
+    /// As [`prefetch`](Simd::prefetch), of a line that will be written.
+    #[inline(always)]
+    fn prefetch_to_write(self, at: *const u8) {
+        self.prefetch(at);
+    }
 }
 
 /// Groups of four columns that a sum of levels up to `most` holds: of 16 bits, each lane of which gets two products
