@@ -9,8 +9,10 @@ use crate::{
 
 /// Tokens that are run at once: bounds the buffers, and is enough to keep the kernels busy.
 pub const BATCH_ROWS: usize = 512;
-/// Rows of logits that are made at once: bounds the memory to so many times `vocab_size`.
-const LOGIT_ROWS: usize = 32;
+/// Numbers of logits that are made at once, about: bounds the memory to 16 MiB.
+const LOGITS: usize = 1 << 22;
+/// Rows of logits that are made at once: no fewer, so that unpacking the head is little beside using it.
+const LOGIT_ROWS: std::ops::RangeInclusive<usize> = 16..=128;
 
 /// Tokens and their keys and values. Once a step of one token has run, further ones allocate nothing.
 ///
@@ -107,6 +109,8 @@ impl<'e> Session<'e> {
     ) -> Result<(), EngineError> {
         self.check(tokens)?;
         let vocab_size = self.engine.spec().vocab_size;
+        // Whole sixteens: what the kernels multiply at once.
+        let n_at_once = (LOGITS / vocab_size.max(1) / 16 * 16).clamp(*LOGIT_ROWS.start(), *LOGIT_ROWS.end());
         for (number, batch) in tokens.chunks(BATCH_ROWS).enumerate() {
             let begin = number * BATCH_ROWS;
             if first >= tokens.len() {
@@ -115,7 +119,7 @@ impl<'e> Session<'e> {
             self.run(batch)?;
             let mut row = first.saturating_sub(begin);
             while row < batch.len() {
-                let n = LOGIT_ROWS.min(batch.len() - row);
+                let n = n_at_once.min(batch.len() - row);
                 let logits = self.state.logits(self.engine, row, n);
                 for (row, logits) in (row..).zip(logits.chunks_exact(vocab_size)) {
                     finite(logits, begin + row)?;

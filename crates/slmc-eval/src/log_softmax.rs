@@ -20,41 +20,69 @@ pub(crate) fn exp_of_non_positive(x: f32) -> f32 {
 }
 
 /// Partial sums that a row is spread over: fixed, so that the result does not depend on the machine.
-const LANES: usize = 8;
+const LANES: usize = 16;
 
 /// The logarithm of the sum of exponentials of a row; `None` if it holds NaN or infinity.
 pub(crate) fn log_sum_exp(row: &[f32]) -> Option<f64> {
-    let max = finite_max(row)?;
-    let mut sums = [0.0_f64; LANES];
-    let chunks = row.chunks_exact(LANES);
-    for &x in chunks.remainder() {
-        sums[0] += f64::from(exp_of_non_positive(x - max));
-    }
-    for chunk in chunks {
-        for (sum, &x) in sums.iter_mut().zip(chunk) {
-            *sum += f64::from(exp_of_non_positive(x - max));
-        }
-    }
-    Some(f64::from(max) + sums.iter().sum::<f64>().ln())
+    widest(
+        #[inline(always)]
+        || {
+            let max = finite_max(row)?;
+            let mut sums = [0.0_f64; LANES];
+            let (chunks, rest) = row.as_chunks::<LANES>();
+            for &x in rest {
+                sums[0] += f64::from(exp_of_non_positive(x - max));
+            }
+            for chunk in chunks {
+                for (sum, &x) in sums.iter_mut().zip(chunk) {
+                    *sum += f64::from(exp_of_non_positive(x - max));
+                }
+            }
+            Some(f64::from(max) + sums.iter().sum::<f64>().ln())
+        },
+    )
 }
 
 /// The largest logit; `None` if the row is empty or holds NaN or infinity.
+#[inline(always)]
 fn finite_max(row: &[f32]) -> Option<f32> {
-    // Looking at all of them vectorizes; stopping at the first does not.
-    let finite = row.iter().fold(true, |all, x| all & x.is_finite());
-    let max = row.iter().fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
+    // Lanes, and looking at all of them: so the loop vectorizes. As integers, what is not finite is the largest.
+    let (mut lanes, mut magnitudes) = ([f32::NEG_INFINITY; LANES], [0_u32; LANES]);
+    let (chunks, rest) = row.as_chunks::<LANES>();
+    for chunk in chunks {
+        for i in 0..LANES {
+            lanes[i] = if chunk[i] > lanes[i] { chunk[i] } else { lanes[i] };
+            magnitudes[i] = magnitudes[i].max(chunk[i].to_bits() & 0x7fff_ffff);
+        }
+    }
+    let finite =
+        magnitudes.iter().all(|&x| f32::from_bits(x).is_finite()) && rest.iter().all(|x| x.is_finite());
+    let max = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
     (finite && !row.is_empty()).then_some(max)
 }
 
-/// The first of the largest logits.
+/// The first of the largest logits; 0 where there is none.
 pub(crate) fn argmax(row: &[f32]) -> usize {
-    let mut best = 0;
-    for (i, &x) in row.iter().enumerate() {
-        if x > row[best] {
-            best = i;
+    widest(
+        #[inline(always)]
+        || finite_max(row).and_then(|max| row.iter().position(|&x| x == max)).unwrap_or(0),
+    )
+}
+
+/// Runs a loop compiled for the widest registers that this CPU has; the closure must be `#[inline(always)]`. The bits are the
+/// same for all: nothing here adds up floats in another order or fuses a product with a sum.
+#[inline(always)]
+fn widest<R>(work: impl FnOnce() -> R) -> R {
+    /// Inlined into a function of the CPU's features, and with it what it calls.
+    struct Work<F>(F);
+    impl<R, F: FnOnce() -> R> pulp::WithSimd for Work<F> {
+        type Output = R;
+        #[inline(always)]
+        fn with_simd<S: pulp::Simd>(self, _: S) -> R {
+            (self.0)()
         }
     }
-    best
+    pulp::Arch::new().dispatch(Work(work))
 }
 
 #[cfg(test)]
@@ -92,5 +120,16 @@ mod tests {
     #[test]
     fn the_first_of_equals_is_the_top() {
         assert_eq!(argmax(&[1.0, 3.0, 3.0]), 1);
+        let mut row: Vec<f32> = (0..100).map(|i| ((i * 37) % 50) as f32).collect();
+        assert_eq!(argmax(&row), 27);
+        row[99] = 50.0;
+        assert_eq!((argmax(&row), log_sum_exp(&row).is_some()), (99, true));
+        for bad in [f32::NAN, f32::NEG_INFINITY] {
+            for at in [0, 17, 99] {
+                let mut row = row.clone();
+                row[at] = bad;
+                assert_eq!(log_sum_exp(&row), None);
+            }
+        }
     }
 }
