@@ -20,7 +20,7 @@ use crate::{
 /// Batches of at most so many rows are cut into spans.
 pub(crate) const FEW_ROWS: usize = 8;
 /// Keys of a span: what one task of a single row goes through.
-const SPAN: usize = 2 * STRETCH;
+const SPAN: usize = STRETCH;
 /// Positions of a task of many rows.
 const POSITIONS: usize = 16;
 

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Keys whose scores are held at once. A whole number of tiles.
-pub const STRETCH: usize = 64;
+pub const STRETCH: usize = 128;
 /// Query rows whose sums are in registers.
 const TOGETHER: usize = 6;
 
@@ -254,7 +254,8 @@ fn strip<S: Simd, N: Number, const T: usize>(
     let mut factors = [1.0; T];
     for t in 0..T {
         let seen = (job.position + (row + t) / job.group + 1).saturating_sub(stretch.start).min(n);
-        factors[t] = soften(&mut scores[t], seen, &mut state.largest[row + t], &mut state.total[row + t]);
+        let scores = &mut scores[t].as_chunks_mut().0[..n.div_ceil(LANES)];
+        factors[t] = soften(scores, seen, &mut state.largest[row + t], &mut state.total[row + t]);
     }
     let width = padded(d);
     let values = &values[stretch.start * width..(stretch.start + n) * width];
@@ -348,15 +349,15 @@ fn mix_in<S: Simd, N: Number, const T: usize, const U: usize>(
 /// Turns the first `seen` scores into weights relative to the row's largest score so far, the others into zeros;
 /// returns what the row's mix so far is to be multiplied by.
 #[inline(always)]
-fn soften(scores: &mut [f32; STRETCH], seen: usize, largest: &mut f32, total: &mut f32) -> f32 {
+fn soften(scores: &mut [[f32; LANES]], seen: usize, largest: &mut f32, total: &mut f32) -> f32 {
     if seen == 0 {
-        scores.fill(0.0);
+        scores.as_flattened_mut().fill(0.0);
         return 1.0;
     }
-    // All of a stretch is computed, seen or not: without a remainder, the loops are registers.
-    scores[seen..].fill(f32::NEG_INFINITY);
+    // Whole registers are computed, seen or not: what is added for what is not seen are zeros.
+    scores.as_flattened_mut()[seen..].fill(f32::NEG_INFINITY);
     let mut lanes = [f32::NEG_INFINITY; LANES];
-    for scores in scores.as_chunks::<LANES>().0 {
+    for scores in &*scores {
         for i in 0..LANES {
             lanes[i] = if scores[i] > lanes[i] { scores[i] } else { lanes[i] };
         }
@@ -365,7 +366,7 @@ fn soften(scores: &mut [f32; STRETCH], seen: usize, largest: &mut f32, total: &m
     let most = if lanes > *largest { lanes } else { *largest };
     let factor = exp(*largest - most);
     let mut sums = [0.0_f32; LANES];
-    for (at, scores) in scores.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+    for (at, scores) in scores.iter_mut().enumerate() {
         for i in 0..LANES {
             let weight = exp(scores[i] - most);
             scores[i] = if at * LANES + i < seen { weight } else { 0.0 };
