@@ -10,6 +10,7 @@ use slmc_ir::Format;
 use super::{
     PackedMatrix,
     activations::Activations,
+    int8,
     layout::part,
     out::SharedOut,
     simd::{ROWS, Simd},
@@ -206,13 +207,12 @@ impl Strip<'_> {
         x: &[[f32; PANEL_COLUMNS]; TOKENS],
     ) {
         let mut sums = [[s.splat(0.0); N]; T];
-        if self.first_column > 0 {
-            for (t, sums) in sums.iter_mut().enumerate() {
-                for (at, sum) in sums.iter_mut().enumerate() {
-                    let mut all = [0.0; ROWS];
-                    let out = self.out(t, at);
-                    all[..out.len()].copy_from_slice(out);
-                    *sum = s.load(&all);
+        for t in 0..T {
+            for at in 0..N {
+                if self.first_column > 0 {
+                    sums[t][at] = int8::load(s, self.out(t, at));
+                } else {
+                    s.prefetch_to_write(self.out(t, at).as_ptr().cast());
                 }
             }
         }
@@ -230,10 +230,7 @@ impl Strip<'_> {
         }
         for (t, sums) in sums.into_iter().enumerate() {
             for (at, sum) in sums.into_iter().enumerate() {
-                let mut all = [0.0; ROWS];
-                s.store(sum, &mut all);
-                let out = self.out(t, at);
-                out.copy_from_slice(&all[..out.len()]);
+                int8::store(s, sum, self.out(t, at));
             }
         }
     }
