@@ -81,6 +81,9 @@ impl Weights {
         let final_norm = reader.vector(TensorKey::model(Role::FinalNorm))?;
         let untied_head =
             if spec.tied_head { None } else { Some(reader.matrix(TensorKey::model(Role::Head))?) };
+        // Beside what was taken lay pages that the system had read ahead, and the files' headers, which were taken apart.
+        slmc_formats::release_all();
+        slmc_kernels::give_freed_memory_back();
         Ok(Self { embedding, blocks, final_norm, untied_head })
     }
 

@@ -19,7 +19,7 @@ mod shown;
 pub use atomic::{AtomicDir, AtomicFile, Existing};
 pub use file_error::FileError;
 pub use gguf::{GgufError, GgufHeader, GgufWriter, PlannedTensor, TensorInfo};
-pub use map::{map_file, release};
+pub use map::{map_file, release, release_all};
 pub use onnx::{ElementType, OnnxError, OnnxFile, OnnxWriter};
 pub use safetensors::{
     Dtype, FloatType, PlannedSafeTensor, PlannedTypedTensor, SafeTensorInfo, SafetensorsError,

@@ -78,6 +78,15 @@ pub fn release(bytes: &[u8]) {
     let _ = bytes;
 }
 
+/// As [`release`], of all files that are mapped: once what was wanted of them has been taken.
+pub fn release_all() {
+    #[cfg(unix)]
+    for map in MAPS.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade) {
+        // SAFETY: as in `release`.
+        let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
@@ -103,6 +112,8 @@ mod tests {
         let bytes = map_file(file.path()).unwrap();
         assert_eq!(bytes[..], content[..]);
         release(&bytes.slice(5..30_000));
+        assert_eq!(bytes[..], content[..]);
+        release_all();
         assert_eq!(bytes[..], content[..]);
         // Memory of one's own is left alone.
         let own = vec![7_u8; 40_000];

@@ -31,7 +31,7 @@ pub use half::{HalfRight, HalfUnits, Products, multiply_half, multiply_in};
 pub use heads::{from_heads, rotate, rotate_back, to_heads};
 pub use loss::{Distillation, cross_entropy, distillation};
 pub use matrix::{Matrix, MatrixMut, Update, multiply, multiply_one_thread};
-pub use memory::keep_freed_memory;
+pub use memory::{give_freed_memory_back, keep_freed_memory};
 pub use rms_norm::{rms_norm, rms_norm_again, rms_norm_backward};
 pub use rows::{add_assign, add_row, column_sums, gather_rows, scale, scatter_add_rows, sum_of_squares};
 pub use swiglu::{swiglu, swiglu_backward};

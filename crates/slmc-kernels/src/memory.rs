@@ -17,3 +17,14 @@ pub fn keep_freed_memory() {
         }
     }
 }
+
+/// Hands memory that was freed back to the system where glibc's allocator keeps it: after something large was read and taken
+/// apart, and before much is done without it.
+pub fn give_freed_memory_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it gives back what nobody holds, under the allocator's own lock.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
