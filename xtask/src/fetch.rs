@@ -107,6 +107,8 @@ pub fn run(words: &[&str]) -> Result<()> {
     }
     if default || asked("oracle") {
         folder.oracle()?;
+        // Its caller is Python; there may be one already, from making the float model.
+        folder.python()?;
     }
     if default || asked("onnx") {
         folder.environment(ONNX_ENVIRONMENT, "requirements-onnx.txt")?;

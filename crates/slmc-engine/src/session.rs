@@ -168,7 +168,5 @@ impl<'e> Session<'e> {
 }
 
 pub(crate) fn finite(logits: &[f32], position: usize) -> Result<(), EngineError> {
-    // Looking at all of them vectorizes; stopping at the first does not.
-    let is_finite = logits.iter().fold(true, |all, x| all & x.is_finite());
-    if is_finite { Ok(()) } else { Err(EngineError::NotFinite { position }) }
+    if slmc_kernels::all_finite(logits) { Ok(()) } else { Err(EngineError::NotFinite { position }) }
 }

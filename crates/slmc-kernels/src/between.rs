@@ -13,6 +13,14 @@ dispatched! {
 }
 
 dispatched! {
+    /// Whether no number is NaN or an infinity.
+    pub fn all_finite(x: &[f32]) -> bool {
+        // As integers, what is not finite is the largest.
+        x.iter().map(|x| x.to_bits() & 0x7fff_ffff).fold(0, u32::max) < f32::INFINITY.to_bits()
+    }
+}
+
+dispatched! {
     /// Rotates each head of `2 · cos.len()` numbers, the two halves by the angles whose cosines and sines are given, and
     /// multiplies it by `factor` (arXiv:2104.09864).
     pub fn rotate_heads(heads: &mut [f32], cos: &[f32], sin: &[f32], factor: f32) {
@@ -78,6 +86,20 @@ pub fn to_halves(numbers: &[f32], halves: &mut [u16]) {
 mod tests {
     use super::*;
     use crate::testing::numbers;
+
+    #[test]
+    fn what_is_not_finite_is_found_wherever_it_is() {
+        let mut x = numbers(37, 1);
+        x[3] = -f32::MAX;
+        assert!(all_finite(&x) && all_finite(&[]));
+        for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for at in [0, 15, 36] {
+                let held = std::mem::replace(&mut x[at], bad);
+                assert!(!all_finite(&x), "{bad} at {at}");
+                x[at] = held;
+            }
+        }
+    }
 
     #[test]
     fn halves_are_those_of_one_number_at_a_time() {
