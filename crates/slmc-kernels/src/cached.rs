@@ -202,15 +202,15 @@ fn stretches<S: Simd, N: Number>(s: S, job: &Job<'_>, state: &mut Softmax, keys:
         let to = job.keys.end.min(from + STRETCH);
         let (mut row, n_rows) = (0, state.largest.len());
         while row + TOGETHER <= n_rows {
-            strip::<S, N, TOGETHER>(s, job, state, keys, values, row, from..to, &mut scores);
+            strip::<S, N, TOGETHER>(s, job, state, [keys, values], row, from..to, &mut scores);
             row += TOGETHER;
         }
         while row + 3 <= n_rows {
-            strip::<S, N, 3>(s, job, state, keys, values, row, from..to, &mut scores);
+            strip::<S, N, 3>(s, job, state, [keys, values], row, from..to, &mut scores);
             row += 3;
         }
         while row < n_rows {
-            strip::<S, N, 1>(s, job, state, keys, values, row, from..to, &mut scores);
+            strip::<S, N, 1>(s, job, state, [keys, values], row, from..to, &mut scores);
             row += 1;
         }
     }
@@ -223,8 +223,7 @@ fn strip<S: Simd, N: Number, const T: usize>(
     s: S,
     job: &Job<'_>,
     state: &mut Softmax,
-    keys: &[N],
-    values: &[N],
+    [keys, values]: [&[N]; 2],
     row: usize,
     stretch: Range<usize>,
     scores: &mut [[f32; STRETCH]; TOGETHER],

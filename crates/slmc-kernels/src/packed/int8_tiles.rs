@@ -143,7 +143,7 @@ pub(super) fn matmul<S: Simd, L: Layout>(
             // from the second lies in a row.
             for token in whole.clone().step_by(TOKENS) {
                 for (tile, panel) in tiles.clone().zip(&*panels) {
-                    square::<S, L>(s, &held, operands, panel, tile, &blocks, token, dots);
+                    square::<S, L>(s, &held, operands, panel, [tile, token], &blocks, dots);
                 }
             }
         }
@@ -165,9 +165,8 @@ fn square<S: Simd, L: Layout>(
     held: &Tiles,
     operands: &Operands<'_>,
     panel: &Panel,
-    tile: usize,
+    [tile, first_token]: [usize; 2],
     blocks: &Range<usize>,
-    first_token: usize,
     dots: &mut [Dots; 2],
 ) {
     let n_blocks = operands.n_blocks;
