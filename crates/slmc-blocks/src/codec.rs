@@ -1,6 +1,5 @@
 //! Whole tensors: the table of formats, and the loops that spread blocks over threads.
 
-use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use slmc_ir::{Format, Weight};
 
@@ -11,6 +10,7 @@ use crate::{
     float, iq4, mxfp4,
     parts::{MAX_BLOCK, Parts},
     q2_k, q3_k, q4, q4_k, q5, q6_k, q8,
+    widest::widest,
 };
 
 /// Weights handled at a time: whole blocks of every format, and few enough that their f32 stay in the
@@ -248,22 +248,6 @@ fn decode_blocks<B: BlockFormat>(bytes: &[u8], weights: &mut [f32]) {
             }
         },
     );
-}
-
-/// Runs a loop compiled for the widest registers that this CPU has; the closure must be `#[inline(always)]`. The bits are the same for all: nothing here adds
-/// up floats in another order or fuses a product with a sum.
-#[inline(always)]
-fn widest<R>(work: impl FnOnce() -> R) -> R {
-    /// Inlined into a function of the CPU's features, and with it what it calls.
-    struct Work<F>(F);
-    impl<R, F: FnOnce() -> R> WithSimd for Work<F> {
-        type Output = R;
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, _: S) -> R {
-            (self.0)()
-        }
-    }
-    Arch::new().dispatch(Work(work))
 }
 
 fn first_non_finite_in<B: BlockFormat>(bytes: &[u8]) -> Option<(usize, f32)> {

@@ -34,6 +34,7 @@ mod q8;
 mod quantized;
 mod range;
 mod steps;
+mod widest;
 
 pub use block::{BlockFormat, EncodeBlock};
 pub use codec::{
@@ -54,3 +55,4 @@ pub use q5::{Q5_0, Q5_1};
 pub use q6_k::Q6K;
 pub use q8::Q8_0;
 pub use quantized::{exact_format, from_quantized, to_quantized};
+pub use widest::widest;

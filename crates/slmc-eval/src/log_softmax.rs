@@ -1,5 +1,7 @@
 //! Log-probabilities from logits: exponentials in f32 relative to the largest logit, sums in f64.
 
+use slmc_blocks::widest;
+
 /// `e^x` for `x <= 0`, within two units in the last place; below -87 it is as good as 0. Straight-line arithmetic, so that
 /// loops over a vocabulary vectorize: Cody and Waite's reduction to `|r| <= ln 2 / 2`, then Taylor's polynomial, whose
 /// first term left out is below 1e-8.
@@ -67,22 +69,6 @@ pub(crate) fn argmax(row: &[f32]) -> usize {
         #[inline(always)]
         || finite_max(row).and_then(|max| row.iter().position(|&x| x == max)).unwrap_or(0),
     )
-}
-
-/// Runs a loop compiled for the widest registers that this CPU has; the closure must be `#[inline(always)]`. The bits are the
-/// same for all: nothing here adds up floats in another order or fuses a product with a sum.
-#[inline(always)]
-fn widest<R>(work: impl FnOnce() -> R) -> R {
-    /// Inlined into a function of the CPU's features, and with it what it calls.
-    struct Work<F>(F);
-    impl<R, F: FnOnce() -> R> pulp::WithSimd for Work<F> {
-        type Output = R;
-        #[inline(always)]
-        fn with_simd<S: pulp::Simd>(self, _: S) -> R {
-            (self.0)()
-        }
-    }
-    pulp::Arch::new().dispatch(Work(work))
 }
 
 #[cfg(test)]
