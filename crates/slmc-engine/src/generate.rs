@@ -159,7 +159,9 @@ fn verify(
     let first = context.len() - kept - 1;
     let mut targets = Vec::with_capacity(known + 1);
     session.append_each(&tokens, first, &mut |row, logits| {
-        targets.push(sampler.distribution(logits, &seen[..kept + row + 1]));
+        for (row, logits) in (row..).zip(logits.chunks_exact(vocab_size)) {
+            targets.push(sampler.distribution(logits, &seen[..kept + row + 1]));
+        }
     })?;
     let mut step = Vec::with_capacity(known + 1);
     for ((target, &token), from) in targets.iter().zip(&proposal.tokens[..known]).zip(&proposal.from) {

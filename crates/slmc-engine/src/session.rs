@@ -1,6 +1,9 @@
 //! A context that grows token by token.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use slmc_ir::TokenId;
+use slmc_kernels::Team;
 
 use crate::{
     Engine, EngineError,
@@ -85,19 +88,19 @@ impl<'e> Session<'e> {
             return Err(EngineError::EmptyPrompt);
         }
         self.check(tokens)?;
-        let mut last_batch = 0;
-        for batch in tokens.chunks(BATCH_ROWS) {
-            self.run(batch)?;
-            last_batch = batch.len();
+        let n_batches = tokens.len().div_ceil(BATCH_ROWS);
+        for (number, batch) in tokens.chunks(BATCH_ROWS).enumerate() {
+            let is_last = number + 1 == n_batches;
+            self.run(batch, batch.len() - usize::from(is_last))?;
         }
         let position = self.tokens.len() - 1;
-        let logits = self.state.logits(self.engine, last_batch - 1, 1);
+        let logits = self.state.logits(self.engine, 0, 1);
         finite(logits, position)?;
         Ok(logits)
     }
 
-    /// Adds tokens and hands over the logits after each of them from number `first` on, in order:
-    /// `visit(i, row)` with `i` counted in `tokens`.
+    /// Adds tokens and hands over the logits after each of them from number `first` on, in order, some rows at a time:
+    /// `visit(i, rows)`, rows of `vocab_size`, the first of them after `tokens[i]`.
     ///
     /// # Errors
     /// As [`Session::append`].
@@ -116,15 +119,14 @@ impl<'e> Session<'e> {
             if first >= tokens.len() {
                 break;
             }
-            self.run(batch)?;
-            let mut row = first.saturating_sub(begin);
+            let first_wanted = first.saturating_sub(begin).min(batch.len());
+            self.run(batch, first_wanted)?;
+            let mut row = first_wanted;
             while row < batch.len() {
                 let n = n_at_once.min(batch.len() - row);
-                let logits = self.state.logits(self.engine, row, n);
-                for (row, logits) in (row..).zip(logits.chunks_exact(vocab_size)) {
-                    finite(logits, begin + row)?;
-                    visit(begin + row, logits);
-                }
+                let logits = self.state.logits(self.engine, row - first_wanted, n);
+                all_finite(logits, vocab_size, begin + row, self.engine.team())?;
+                visit(begin + row, logits);
                 row += n;
             }
         }
@@ -140,7 +142,7 @@ impl<'e> Session<'e> {
         self.check(tokens)?;
         for batch in tokens.chunks(BATCH_ROWS) {
             let (first, begin) = (self.tokens.len(), hidden.len());
-            self.run(batch)?;
+            self.run(batch, 0)?;
             self.state.hidden(self.engine, batch.len(), hidden);
             let rows = hidden[begin..].chunks_exact(self.engine.spec().d_model);
             rows.enumerate().try_for_each(|(row, numbers)| finite(numbers, first + row))?;
@@ -160,10 +162,25 @@ impl<'e> Session<'e> {
         Ok(())
     }
 
-    fn run(&mut self, batch: &[TokenId]) -> Result<(), EngineError> {
-        self.state.run(self.engine, batch, Places::From(self.tokens.len()))?;
+    /// Runs a batch; what comes after the blocks is made for its tokens from number `first_wanted` on.
+    fn run(&mut self, batch: &[TokenId], first_wanted: usize) -> Result<(), EngineError> {
+        self.state.run(self.engine, batch, first_wanted, Places::From(self.tokens.len()))?;
         self.tokens.extend_from_slice(batch);
         Ok(())
+    }
+}
+
+/// That rows of logits are finite, of tokens from `position` on.
+fn all_finite(logits: &[f32], vocab_size: usize, position: usize, team: &Team) -> Result<(), EngineError> {
+    let first = AtomicUsize::new(usize::MAX);
+    team.run(logits.len() / vocab_size, &|row| {
+        if !slmc_kernels::all_finite(&logits[row * vocab_size..(row + 1) * vocab_size]) {
+            first.fetch_min(position + row, Ordering::Relaxed);
+        }
+    });
+    match first.into_inner() {
+        usize::MAX => Ok(()),
+        position => Err(EngineError::NotFinite { position }),
     }
 }
 

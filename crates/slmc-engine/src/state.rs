@@ -76,33 +76,35 @@ impl State {
         self.buffers.attention.heads().capacity
     }
 
-    /// Runs tokens; the residual stream of all of them stays in the buffers.
+    /// Runs tokens; the residual stream of those from number `first_wanted` on stays in the buffers. Of the others the last
+    /// block makes keys and values alone.
     pub fn run(
         &mut self,
         engine: &Engine,
         tokens: &[TokenId],
+        first_wanted: usize,
         places: Places<'_>,
     ) -> Result<(), EngineError> {
         let Self { layers, buffers } = self;
         buffers.embed(engine, tokens)?;
         buffers.angles(places, tokens.len());
-        let rows = Rows { engine, places, n: tokens.len() };
+        let rows = Rows { engine, places, n: tokens.len(), first_wanted: 0 };
         match layers {
-            Layers::F16(layers) => buffers.blocks(rows, layers),
-            Layers::F32(layers) => buffers.blocks(rows, layers),
+            Layers::F16(layers) => buffers.blocks(rows, first_wanted, layers),
+            Layers::F32(layers) => buffers.blocks(rows, first_wanted, layers),
         }
         Ok(())
     }
 
-    /// What the head multiplies, of the first `n` rows of the batch that ran last, `[n, d_model]`: the residual stream after
-    /// the final norm, in f32.
+    /// What the head multiplies, of the first `n` wanted rows of the batch that ran last, `[n, d_model]`: the residual stream
+    /// after the final norm, in f32.
     pub fn hidden(&self, engine: &Engine, n: usize, out: &mut Vec<f32>) {
         let (spec, begin) = (engine.spec(), out.len());
         out.extend_from_slice(&self.buffers.x[..n * spec.d_model]);
         norm_rows(&mut out[begin..], &engine.weights().final_norm, spec.norm_eps);
     }
 
-    /// Logits of rows `row..row + n` of the batch that ran last, `[n, vocab_size]`.
+    /// Logits of rows `row..row + n` of the batch that ran last, counted from the first wanted, `[n, vocab_size]`.
     pub fn logits(&mut self, engine: &Engine, row: usize, n: usize) -> &[f32] {
         let (spec, b) = (engine.spec(), &mut self.buffers);
         let d = spec.d_model;
@@ -139,9 +141,21 @@ struct Rows<'e> {
     engine: &'e Engine,
     places: Places<'e>,
     n: usize,
+    /// Rows before this one are done once their keys and values are kept.
+    first_wanted: usize,
 }
 
 impl<'e> Rows<'e> {
+    /// Those that are wanted.
+    fn wanted(self) -> Self {
+        let (skipped, n) = (self.first_wanted, self.n - self.first_wanted);
+        let places = match self.places {
+            Places::From(first) => Places::From(first + skipped),
+            Places::Apart(positions) => Places::Apart(&positions[skipped..]),
+        };
+        Self { places, n, first_wanted: 0, ..self }
+    }
+
     /// The team, where the rows are worth waking it for element-wise loops.
     fn team(self) -> Option<&'e Team> {
         (self.n > FEW_ROWS).then(|| &**self.engine.team())
@@ -172,19 +186,30 @@ impl Buffers {
         }
     }
 
-    fn blocks<T: Element>(&mut self, rows: Rows<'_>, layers: &mut [Layer<T>]) {
-        for (block, layer) in rows.engine.weights().blocks.iter().zip(layers) {
+    fn blocks<T: Element>(&mut self, rows: Rows<'_>, first_wanted: usize, layers: &mut [Layer<T>]) {
+        let blocks = &rows.engine.weights().blocks;
+        for (i, (block, layer)) in blocks.iter().zip(layers).enumerate() {
+            let is_last = i + 1 == blocks.len();
+            let rows = Rows { first_wanted: if is_last { first_wanted } else { 0 }, ..rows };
             self.attend(rows, block, layer);
-            self.feed_forward(rows, block);
+            self.feed_forward(rows.wanted(), block);
         }
     }
 
+    /// Adds attention's part to the stream of the rows that are wanted, which then begin it.
     fn attend<T: Element>(&mut self, rows: Rows<'_>, block: &Block, layer: &mut Layer<T>) {
         let spec = rows.engine.spec();
         self.norm(rows, &block.attn_norm);
         project(&block.qkv, &self.stream_in, &mut self.stacked, rows);
         self.place_queries(rows, block);
         self.place_keys(rows, block, layer);
+        if rows.first_wanted > 0 {
+            self.x.copy_within(rows.first_wanted * spec.d_model..rows.n * spec.d_model, 0);
+        }
+        let rows = rows.wanted();
+        if rows.n == 0 {
+            return;
+        }
         let mix = sized(&mut self.mix, rows.n * spec.n_heads * spec.d_head);
         match rows.places {
             Places::From(first) => self.attention.run(layer, first, mix, rows.engine.team()),
@@ -195,6 +220,9 @@ impl Buffers {
     }
 
     fn feed_forward(&mut self, rows: Rows<'_>, block: &Block) {
+        if rows.n == 0 {
+            return;
+        }
         self.norm(rows, &block.ffn_norm);
         project(&block.gate_up, &self.stream_in, &mut self.stacked, rows);
         let (stacked, n) = (&self.stacked, rows.n);
@@ -209,16 +237,17 @@ impl Buffers {
         self.stream_in.set_rms_norm(&self.x[..rows.n * d], gain, eps, rows.engine.team());
     }
 
-    /// Queries, normed, rotated and scaled, in attention's order.
+    /// Queries of the rows that are wanted, normed, rotated and scaled, in attention's order.
     fn place_queries(&mut self, rows: Rows<'_>, block: &Block) {
         let spec = rows.engine.spec();
         let (heads, n, half) = (self.attention.heads(), rows.n, spec.d_head / 2);
         let (d, width) = (heads.d, heads.group * heads.d);
         let (stacked, cos, sin) = (&self.stacked, &self.cos, &self.sin);
         let to_scale = (d as f32).powf(-0.5);
-        let queries = sized(&mut self.attention.queries, heads.n_kv * n * width);
-        for_chunks(rows.team(), queries, n * width, &|kv, queries| {
-            for (row, out) in queries.chunks_exact_mut(width).enumerate() {
+        let n_wanted = n - rows.first_wanted;
+        let queries = sized(&mut self.attention.queries, heads.n_kv * n_wanted * width);
+        for_chunks(rows.team(), queries, (n_wanted * width).max(1), &|kv, queries| {
+            for (row, out) in (rows.first_wanted..).zip(queries.chunks_exact_mut(width)) {
                 let query = block.qkv.range(0, row, n);
                 out.copy_from_slice(&stacked[query][kv * width..(kv + 1) * width]);
                 if let Some(gain) = &block.query_norm {

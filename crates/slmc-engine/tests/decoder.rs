@@ -14,7 +14,9 @@ fn run(checkpoint: &Checkpoint, options: EngineOptions, tokens: &[TokenId], at_o
     let mut session = engine.session(tokens.len()).unwrap();
     let mut rows = Vec::new();
     for batch in tokens.chunks(at_once) {
-        session.append_each(batch, 0, &mut |_, row| rows.push(row.to_vec())).unwrap();
+        let each = engine.spec().vocab_size;
+        let mut visit = |_: usize, some: &[f32]| rows.extend(some.chunks(each).map(<[f32]>::to_vec));
+        session.append_each(batch, 0, &mut visit).unwrap();
     }
     assert_eq!(rows.len(), tokens.len());
     rows
@@ -202,7 +204,10 @@ fn evaluation_is_handed_the_rows_that_it_asks_for() {
     for (n, first) in [(600, 590), (600, 0), (40, 39), (601, 700), (600, 511)] {
         let mut rows = Vec::new();
         let given: Vec<TokenId> = tokens.iter().copied().chain([0]).take(n).collect();
-        engine.forward(&given, first, &mut |position, row| rows.push((position, row.to_vec()))).unwrap();
+        let mut visit = |position: usize, some: &[f32]| {
+            rows.extend((position..).zip(some.chunks(spec.vocab_size).map(<[f32]>::to_vec)));
+        };
+        engine.forward(&given, first, &mut visit).unwrap();
         let expected = n.saturating_sub(first);
         assert_eq!(rows.len(), expected);
         for (i, (position, row)) in rows.iter().enumerate() {

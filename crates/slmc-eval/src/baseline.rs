@@ -18,7 +18,7 @@ use slmc_ir::{Host, LanguageModel};
 use crate::{
     EvalError, EvalText, Windowing,
     log_softmax::{argmax, exp_of_non_positive, log_sum_exp},
-    perplexity::visit_predictions,
+    perplexity::predictions,
     windows::windows,
 };
 
@@ -105,11 +105,11 @@ impl Baseline {
                 host.end();
                 return Err(EvalError::Stopped { done, total: windows.len() });
             }
-            visit_predictions(model, text, window, &mut |target, row| {
+            let rows = predictions(model, text, window, &|target, row| {
                 let token = text.tokens()[target] as usize;
-                let encoded = encode(row, token).ok_or(EvalError::NotFinite { token_index: target })?;
-                file.put(&encoded).map_err(EvalError::Cache)
+                encode(row, token).ok_or(EvalError::NotFinite { token_index: target })
             })?;
+            rows.iter().try_for_each(|encoded| file.put(encoded)).map_err(EvalError::Cache)?;
             host.advance_to(done as u64 + 1, "");
         }
         host.end();

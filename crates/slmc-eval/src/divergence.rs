@@ -9,7 +9,7 @@ use slmc_ir::{Host, LanguageModel};
 use crate::{
     EvalError, EvalText, Windowing,
     log_softmax::{argmax, exp_of_non_positive, log_sum_exp},
-    perplexity::{nll, standard_error, visit_predictions},
+    perplexity::{nll, predictions, standard_error},
     windows::{Window, windows},
 };
 
@@ -89,23 +89,13 @@ impl Tally {
         text: &EvalText,
         window: &Window,
     ) -> Result<(), EvalError> {
-        let vocab_size = baseline.vocab_size();
-        let mut base_rows = Vec::with_capacity((window.end - window.scored).saturating_mul(vocab_size));
-        visit_predictions(baseline, text, window, &mut |target, row| {
-            self.nll_base += nll(row, text.tokens()[target], target)?;
-            base_rows.extend_from_slice(row);
-            Ok(())
-        })?;
-        let mut base_rows = base_rows.chunks_exact(vocab_size);
-        visit_predictions(model, text, window, &mut |target, row| {
-            let not_finite = EvalError::NotFinite { token_index: target };
-            // The baseline gave a row for every target, or its visit failed above.
-            let Some(base) = base_rows.next() else { return Err(not_finite) };
-            self.nll += nll(row, text.tokens()[target], target)?;
-            self.klds.push(kl(base, row).ok_or(not_finite)?);
-            self.n_same_top += u64::from(argmax(base) == argmax(row));
-            Ok(())
-        })
+        for token in compared(model, baseline, text, window)? {
+            self.nll_base += token.nll_base;
+            self.nll += token.nll;
+            self.klds.push(token.kld);
+            self.n_same_top += u64::from(token.same_top);
+        }
+        Ok(())
     }
 
     fn mean(&self) -> f64 {
@@ -131,6 +121,37 @@ impl Tally {
             klds: self.klds,
         }
     }
+}
+
+/// How two models' predictions of a token differ.
+pub(crate) struct Compared {
+    pub nll_base: f64,
+    pub nll: f64,
+    /// KL(base || model), in nats.
+    pub kld: f64,
+    pub same_top: bool,
+}
+
+/// Both models on a window, token by token; the baseline's rows are held.
+pub(crate) fn compared(
+    model: &mut dyn LanguageModel,
+    baseline: &mut dyn LanguageModel,
+    text: &EvalText,
+    window: &Window,
+) -> Result<Vec<Compared>, EvalError> {
+    let held = predictions(baseline, text, window, &|target, row| {
+        Ok((nll(row, text.tokens()[target], target)?, row.to_vec()))
+    })?;
+    predictions(model, text, window, &|target, row| {
+        let not_finite = EvalError::NotFinite { token_index: target };
+        let (nll_base, base) = &held[target - window.scored];
+        Ok(Compared {
+            nll_base: *nll_base,
+            nll: nll(row, text.tokens()[target], target)?,
+            kld: kl(base, row).ok_or(not_finite)?,
+            same_top: argmax(base) == argmax(row),
+        })
+    })
 }
 
 /// The value at a share of a sorted list, linear between neighbours.

@@ -6,9 +6,9 @@ use slmc_ir::{Host, LanguageModel};
 use crate::{
     Baseline, EvalError, EvalText, Windowing,
     baseline::Tables,
-    divergence::{kl, quantile},
-    log_softmax::{argmax, log_sum_exp},
-    perplexity::{nll, visit_predictions},
+    divergence::{Compared, compared, quantile},
+    log_softmax::log_sum_exp,
+    perplexity::predictions,
     stats::{Interval, Resampling, interval},
     windows::windows,
 };
@@ -74,20 +74,17 @@ pub fn compare_with_baseline(
             return Err(EvalError::Stopped { done, total: windows.len() });
         }
         let before = paired.nlls.len();
-        visit_predictions(model, text, window, &mut |target, row| {
-            let index = paired.nlls.len();
+        let compared = predictions(model, text, window, &|target, row| {
+            let index = before + target - window.scored;
             let Some(&nll_base) = nlls_base.get(index) else {
                 return Err(EvalError::BaselineRows { found: nlls_base.len() });
             };
             let log_sum = log_sum_exp(row).ok_or(EvalError::NotFinite { token_index: target })?;
             let divergence = baseline.compare(index, row, log_sum, &tables);
-            paired.nlls.push(log_sum - f64::from(row[text.tokens()[target] as usize]));
-            paired.nlls_base.push(nll_base);
-            paired.klds.push(divergence.kld);
-            paired.same_top.push(divergence.same_top);
-            Ok(())
+            let nll = log_sum - f64::from(row[text.tokens()[target] as usize]);
+            Ok(Compared { nll_base, nll, kld: divergence.kld, same_top: divergence.same_top })
         })?;
-        paired.chunk_tokens.push(paired.nlls.len() - before);
+        paired.extend(compared);
         host.advance_to(done as u64 + 1, &format!("kld {:.5}", mean(&paired.klds)));
     }
     host.end();
@@ -105,9 +102,8 @@ pub fn compare_pair(
     windowing: Windowing,
     host: &dyn Host,
 ) -> Result<Paired, EvalError> {
-    let vocab_size = baseline.vocab_size();
-    if model.vocab_size() != vocab_size {
-        return Err(EvalError::Vocabulary { model: model.vocab_size(), baseline: vocab_size });
+    if model.vocab_size() != baseline.vocab_size() {
+        return Err(EvalError::Vocabulary { model: model.vocab_size(), baseline: baseline.vocab_size() });
     }
     let windows = windows(text.tokens().len(), windowing, model.context_len().min(baseline.context_len()))?;
     let mut paired = Paired::default();
@@ -117,22 +113,7 @@ pub fn compare_pair(
             host.end();
             return Err(EvalError::Stopped { done, total: windows.len() });
         }
-        let mut base_rows = Vec::new();
-        visit_predictions(baseline, text, window, &mut |target, row| {
-            paired.nlls_base.push(nll(row, text.tokens()[target], target)?);
-            base_rows.extend_from_slice(row);
-            Ok(())
-        })?;
-        let mut base_rows = base_rows.chunks_exact(vocab_size);
-        visit_predictions(model, text, window, &mut |target, row| {
-            let not_finite = EvalError::NotFinite { token_index: target };
-            let Some(base) = base_rows.next() else { return Err(not_finite) };
-            paired.nlls.push(nll(row, text.tokens()[target], target)?);
-            paired.klds.push(kl(base, row).ok_or(not_finite)?);
-            paired.same_top.push(argmax(base) == argmax(row));
-            Ok(())
-        })?;
-        paired.chunk_tokens.push(window.end - window.scored);
+        paired.extend(compared(model, baseline, text, window)?);
         host.advance_to(done as u64 + 1, &format!("kld {:.5}", mean(&paired.klds)));
     }
     host.end();
@@ -140,6 +121,17 @@ pub fn compare_pair(
 }
 
 impl Paired {
+    /// Adds a chunk.
+    fn extend(&mut self, chunk: Vec<Compared>) {
+        self.chunk_tokens.push(chunk.len());
+        for token in chunk {
+            self.nlls.push(token.nll);
+            self.nlls_base.push(token.nll_base);
+            self.klds.push(token.kld);
+            self.same_top.push(token.same_top);
+        }
+    }
+
     /// The first `n` chunks of it.
     pub fn first_chunks(&self, n: usize) -> Self {
         let chunk_tokens = self.chunk_tokens[..n.min(self.chunk_tokens.len())].to_vec();

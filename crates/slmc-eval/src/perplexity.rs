@@ -1,5 +1,6 @@
 //! Perplexity: how well a model predicts a text.
 
+use rayon::prelude::*;
 use serde::Serialize;
 use slmc_ir::{Host, LanguageModel, TokenId};
 
@@ -150,12 +151,7 @@ pub(crate) fn scored_bytes(text: &EvalText, windows: &[Window]) -> u64 {
 
 /// The negative log-likelihood of each scored token of a window, in nats.
 fn score(model: &mut dyn LanguageModel, text: &EvalText, window: &Window) -> Result<Vec<f64>, EvalError> {
-    let mut nlls = Vec::with_capacity(window.end - window.scored);
-    visit_predictions(model, text, window, &mut |target, row| {
-        nlls.push(nll(row, text.tokens()[target], target)?);
-        Ok(())
-    })?;
-    Ok(nlls)
+    predictions(model, text, window, &|target, row| nll(row, text.tokens()[target], target))
 }
 
 /// The negative log-likelihood of `token`, token number `target` of the text, by a row of logits.
@@ -168,42 +164,48 @@ pub(crate) fn nll(row: &[f32], token: TokenId, target: usize) -> Result<f64, Eva
     Ok(log_sum_exp(row).ok_or(not_finite)? - f64::from(logit))
 }
 
-/// What is done with the row that predicts a token, named by its place in the text.
-pub(crate) type Visit<'v> = dyn FnMut(usize, &[f32]) -> Result<(), EvalError> + 'v;
+/// What is made of the row that predicts a token, named by its place in the text.
+pub(crate) type OfRow<'v, T> = dyn Fn(usize, &[f32]) -> Result<T, EvalError> + Sync + 'v;
 
-/// Runs a window and hands over, in order, the row that predicts each scored token: `visit(target, row)` with
-/// `target` the token's place in the text.
-pub(crate) fn visit_predictions(
+/// Runs a window; what `of_row(target, row)` makes of the row that predicts each scored token, `target` being the token's
+/// place in the text. Rows are looked at by several threads, results are in order.
+pub(crate) fn predictions<T: Send>(
     model: &mut dyn LanguageModel,
     text: &EvalText,
     window: &Window,
-    visit: &mut Visit<'_>,
-) -> Result<(), EvalError> {
+    of_row: &OfRow<'_, T>,
+) -> Result<Vec<T>, EvalError> {
     let mut tokens = text.tokens()[window.start..window.end].to_vec();
     if let Some(bos) = text.bos().filter(|_| window.begins_with_bos) {
         tokens[0] = bos;
     }
     let vocab_size = model.vocab_size();
     let first = window.scored - 1 - window.start;
+    let mut made = Vec::with_capacity(window.end - window.scored);
     let mut expected = first;
     let mut outcome = Ok(());
-    model.forward(&tokens, first, &mut |position, row| {
+    model.forward(&tokens, first, &mut |position, rows| {
         if outcome.is_err() {
             return;
         }
-        if position != expected || row.len() != vocab_size {
-            outcome = Err(EvalError::Row { position, n_logits: row.len(), expected, vocab_size });
+        if position != expected || rows.is_empty() || !rows.len().is_multiple_of(vocab_size) {
+            outcome = Err(EvalError::Row { position, n_logits: rows.len(), expected, vocab_size });
             return;
         }
-        expected += 1;
+        expected += rows.len() / vocab_size;
         // The last row predicts what lies beyond the window.
-        if position + 1 < tokens.len() {
-            outcome = visit(window.start + position + 1, row);
+        let n = (tokens.len() - 1).saturating_sub(position);
+        let rows = rows.par_chunks_exact(vocab_size).take(n).enumerate();
+        let some: Result<Vec<T>, EvalError> =
+            rows.map(|(i, row)| of_row(window.start + position + i + 1, row)).collect();
+        match some {
+            Ok(some) => made.extend(some),
+            Err(error) => outcome = Err(error),
         }
     })?;
     outcome?;
     if expected + 1 < tokens.len() {
         return Err(EvalError::Row { position: tokens.len(), n_logits: 0, expected, vocab_size });
     }
-    Ok(())
+    Ok(made)
 }

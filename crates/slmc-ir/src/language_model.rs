@@ -39,9 +39,9 @@ pub trait LanguageModel {
     fn vocab_size(&self) -> usize;
     /// Longest sequence, in tokens.
     fn context_len(&self) -> usize;
-    /// Runs one sequence from an empty context and hands over the logits of positions `first..`, in order, a few
-    /// rows at a time: `visit(position, row)` with `row.len() == vocab_size`. Logits of a whole sequence are
-    /// never held at once.
+    /// Runs one sequence from an empty context and hands over the logits of positions `first..`, in order, one or more
+    /// rows at a time: `visit(position, rows)` with rows of `vocab_size`, the first of them after `position`. Logits of a
+    /// whole sequence are never held at once.
     fn forward(
         &mut self,
         tokens: &[TokenId],

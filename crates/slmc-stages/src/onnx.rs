@@ -127,13 +127,14 @@ fn agreement(ours: &mut dyn LanguageModel, tokens: &[TokenId], theirs: &[f32]) -
         return Err(format!("onnxruntime gave {} logits for {} tokens", theirs.len(), tokens.len()));
     }
     let (mut max_abs, mut kld, mut n_same) = (0.0_f64, 0.0, 0);
-    let mut visit = |position: usize, row: &[f32]| {
-        let other = &theirs[position * vocab..(position + 1) * vocab];
-        let far = row.iter().zip(other).map(|(a, b)| f64::from((a - b).abs()));
-        max_abs = far.fold(max_abs, f64::max);
-        let (p, q) = (log_softmax(row), log_softmax(other));
-        kld += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
-        n_same += usize::from(top(row) == top(other));
+    let mut visit = |position: usize, rows: &[f32]| {
+        for (row, other) in rows.chunks_exact(vocab).zip(theirs[position * vocab..].chunks_exact(vocab)) {
+            let far = row.iter().zip(other).map(|(a, b)| f64::from((a - b).abs()));
+            max_abs = far.fold(max_abs, f64::max);
+            let (p, q) = (log_softmax(row), log_softmax(other));
+            kld += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
+            n_same += usize::from(top(row) == top(other));
+        }
     };
     ours.forward(tokens, 0, &mut visit).map_err(|e| e.to_string())?;
     let n = tokens.len().max(1) as f64;

@@ -122,15 +122,18 @@ fn score(
     };
     let first = n_context - 1;
     let (mut sum, mut is_greedy, mut expected, mut fault) = (0.0, true, first, None);
-    model.forward(inputs, first, &mut |position, row| {
-        let token = tokens[position + 1] as usize;
-        match log_sum_exp(row) {
-            Some(log_sum) if position == expected && token < row.len() => {
-                sum += f64::from(row[token]) - log_sum;
-                is_greedy &= argmax(row) == token;
-                expected += 1;
+    let vocab_size = model.vocab_size();
+    model.forward(inputs, first, &mut |position, rows| {
+        for (position, row) in (position..).zip(rows.chunks_exact(vocab_size)) {
+            let token = tokens[position + 1] as usize;
+            match log_sum_exp(row) {
+                Some(log_sum) if position == expected && token < row.len() => {
+                    sum += f64::from(row[token]) - log_sum;
+                    is_greedy &= argmax(row) == token;
+                    expected += 1;
+                }
+                _ => fault = fault.or(Some(position)),
             }
-            _ => fault = fault.or(Some(position)),
         }
     })?;
     match fault {
