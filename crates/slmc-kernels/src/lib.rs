@@ -27,7 +27,7 @@ mod team;
 pub use adamw::{AdamWStep, adamw};
 pub use attention::{AttentionShape, attention, attention_backward};
 pub use between::{add, all_finite, norm_rows, rotate_heads, to_halves};
-pub use half::{HalfRight, HalfUnits, Products, multiply_half, multiply_in};
+pub use half::{HalfRight, HalfUnits, Products, add_moments_half, multiply_half, multiply_in};
 pub use heads::{from_heads, rotate, rotate_back, to_heads};
 pub use loss::{Distillation, cross_entropy, distillation};
 pub use matrix::{Matrix, MatrixMut, Update, multiply, multiply_one_thread};

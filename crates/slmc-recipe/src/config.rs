@@ -370,7 +370,7 @@ mod defaults {
         128
     }
     pub fn damping() -> f64 {
-        0.01
+        0.05
     }
     pub fn seq_len() -> usize {
         256

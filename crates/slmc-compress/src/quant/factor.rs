@@ -29,7 +29,7 @@ pub struct Factor {
 }
 
 impl Factor {
-    /// Factors a layer's Hessian for a grid. `damping` is a share of the mean diagonal; 0.01 is usual. With
+    /// Factors a layer's Hessian for a grid. `damping` is a share of the mean diagonal; 0.01 to 0.1 is usual. With
     /// `by_importance` columns with the largest diagonal come first (act-order), as far as units allow: their errors can
     /// still be made up for by all the others.
     ///

@@ -63,6 +63,13 @@ impl Hessian {
         self.n_tokens += inputs.nrows() as u64;
     }
 
+    /// Takes in `n_tokens` tokens whose second moments `add` adds to the sums, `[n_columns, n_columns]`, on and below the
+    /// diagonal: for whoever has faster products at hand.
+    pub fn observe_by(&mut self, n_tokens: usize, add: impl FnOnce(&mut [f32])) {
+        add(&mut self.lower);
+        self.n_tokens += n_tokens as u64;
+    }
+
     /// Adds `other · factor`.
     ///
     /// # Panics

@@ -72,6 +72,20 @@ const TASK_COLUMNS: usize = 256;
 /// # Panics
 /// When the shapes do not fit.
 pub fn multiply_half(a: Matrix<'_>, b: &HalfRight, out: MatrixMut<'_>, update: Update) {
+    multiply_parts(a, b, out, update, false);
+}
+
+/// `out += xᵀ · x` of `x`, `[n_tokens, n]`, over rayon's current pool: on and below the diagonal. What is above it is in part
+/// added to, too.
+///
+/// # Panics
+/// When `out` is not `[n, n]`.
+pub fn add_moments_half(units: HalfUnits, x: Matrix<'_>, out: MatrixMut<'_>) {
+    multiply_parts(x.transposed(), &HalfRight::new(units, x), out, Update::Add, true);
+}
+
+/// The product; of its tasks, where that is asked for, those alone that reach the diagonal or lie below it.
+fn multiply_parts(a: Matrix<'_>, b: &HalfRight, out: MatrixMut<'_>, update: Update, is_lower: bool) {
     let (shape, right) = (out.shape(), &b.panels);
     assert_eq!(a.shape().columns, right.n_inner, "the product's inner sizes");
     assert_eq!((a.shape().rows, right.n_lines), (shape.rows, shape.columns), "the product's shape");
@@ -86,6 +100,9 @@ pub fn multiply_half(a: Matrix<'_>, b: &HalfRight, out: MatrixMut<'_>, update: U
         let (first_row, first_column) = (task % down * TASK_ROWS, task / down * TASK_COLUMNS);
         let rows = first_row..shape.rows.min(first_row + TASK_ROWS);
         let columns = first_column..shape.columns.min(first_column + TASK_COLUMNS);
+        if is_lower && first_column >= rows.end {
+            return;
+        }
         let tiles = amx::Tiles::begin(b.units.0);
         for column in columns.clone().step_by(amx::SQUARE) {
             let n_columns = amx::SQUARE.min(columns.end - column);
@@ -128,6 +145,23 @@ mod tests {
             println!("this CPU has no bf16 tiles: nothing was multiplied");
         }
         half
+    }
+
+    #[test]
+    fn moments_are_right_on_and_below_the_diagonal() {
+        let Some(Products::Half(units)) = units() else { return };
+        for (n_tokens, n) in [(33, 16), (64, 300), (5, 513)] {
+            let x = rounded(&numbers(n_tokens * n, 3));
+            let mut sums = vec![1.0; n * n];
+            add_moments_half(units, Matrix::new(&x, n_tokens, n), MatrixMut::new(&mut sums, n, n));
+            for i in 0..n {
+                for j in 0..=i {
+                    let expected: f32 = (0..n_tokens).map(|t| x[t * n + i] * x[t * n + j]).sum::<f32>() + 1.0;
+                    let found = sums[i * n + j];
+                    assert!((found - expected).abs() < 1e-3, "{n} {i} {j}: {found} {expected}");
+                }
+            }
+        }
     }
 
     #[test]

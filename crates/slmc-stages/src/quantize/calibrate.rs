@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use slmc_compress::{LayerStats, quant::Hessian};
 use slmc_ir::{Checkpoint, Host, ModelSpec, Role, TensorKey, TokenId};
-use slmc_model::{BlockPass, HeadPass, Products, Seen};
+use slmc_model::{BlockPass, HeadPass, Matrix, MatrixMut, Products, Seen, add_moments_half};
 use slmc_recipe::StageError;
 
 use super::spill::Spill;
@@ -133,7 +133,7 @@ impl Passes<'_> {
             let gradient = pass.backward(&hidden, &mut random, &mut |seen| {
                 let n_tokens = seen.input.len() / d;
                 let weights = squares(seen.gradient, vocab, [n_tokens, vocab], &mut input.rows[0].1);
-                observe(&mut input, seen.input, [n_tokens, d], &weights);
+                observe(&mut input, seen.input, &weights, self.products);
             });
             finite(&gradient, "the gradient after the last block")?;
             self.spill.write(GRADIENT, first, &gradient)?;
@@ -155,7 +155,7 @@ impl Passes<'_> {
             let gradient = self.spill.read(GRADIENT, first, n)?;
             let before = block.backward(&hidden, sizes, gradient, &mut |seen| {
                 if is_wanted {
-                    look(seen, &mut inputs, &mut weights);
+                    look(seen, &mut inputs, &mut weights, self.products);
                 }
             });
             finite(&before, &format!("the gradient before block {index}"))?;
@@ -173,8 +173,7 @@ impl Passes<'_> {
         let mut hessian = Hessian::empty(d);
         for (first, n, _) in self.batches() {
             let gradient = self.spill.read(GRADIENT, first, n)?;
-            let rows = ndarray::ArrayView2::from_shape((n / d, d), &gradient).map_err(failed)?;
-            hessian.observe(rows);
+            add_moments(&mut hessian, &gradient, [n / d, d], self.products);
         }
         Ok(hessian)
     }
@@ -210,17 +209,15 @@ fn name(index: usize) -> String {
 }
 
 /// Adds a projection's part; the Hessian is observed with the last of those that share the input.
-fn look(seen: Seen<'_>, inputs: &mut [Input], weights: &mut Vec<f32>) {
+fn look(seen: Seen<'_>, inputs: &mut [Input], weights: &mut Vec<f32>, products: Products) {
     let which =
         SHARED.iter().position(|roles| roles.contains(&seen.role)).expect("every projection is listed");
-    let [n, d_in, d_out] = seen.sizes;
+    let [n, _, d_out] = seen.sizes;
     let input = &mut inputs[which];
     let at = input.rows.iter().position(|(role, _)| *role == seen.role).expect("listed under its input");
     let part = squares(seen.gradient, seen.stride, [n, d_out], &mut input.rows[at].1);
     if let Some(gradients) = &mut input.gradients[at] {
-        let shape = ndarray::ShapeBuilder::strides((n, d_out), (seen.stride, 1));
-        gradients
-            .observe(ndarray::ArrayView2::from_shape(shape, seen.gradient).expect("a row for each token"));
+        add_moments(gradients, seen.gradient, [n, seen.stride], products);
     }
     if at == 0 {
         *weights = part;
@@ -228,14 +225,34 @@ fn look(seen: Seen<'_>, inputs: &mut [Input], weights: &mut Vec<f32>) {
         weights.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
     }
     if at + 1 == input.rows.len() {
-        observe(input, seen.input, [n, d_in], weights);
+        observe(input, seen.input, weights, products);
     }
 }
 
-fn observe(input: &mut Input, numbers: &[f32], shape: [usize; 2], weights: &[f32]) {
-    let rows = ndarray::ArrayView2::from_shape(shape, numbers).expect("a row for each token");
-    input.hessian.observe_weighted(rows, weights);
+fn observe(input: &mut Input, numbers: &[f32], weights: &[f32], products: Products) {
+    let n_columns = input.hessian.n_columns();
+    let mut scaled = numbers.to_vec();
+    scaled.par_chunks_mut(n_columns).zip(weights).for_each(|(row, weight)| {
+        let root = weight.sqrt();
+        row.iter_mut().for_each(|x| *x *= root);
+    });
+    add_moments(&mut input.hessian, &scaled, [weights.len(), n_columns], products);
     input.weight += weights.iter().map(|&w| f64::from(w)).sum::<f64>();
+}
+
+/// Adds the second moments of rows, a row for each token, `stride` apart. In bf16 they are as good: what is rounded differs from token to
+/// token, and is far less than what the choice of the text changes.
+fn add_moments(hessian: &mut Hessian, rows: &[f32], [n_tokens, stride]: [usize; 2], products: Products) {
+    let n = hessian.n_columns();
+    match products {
+        Products::Half(units) => hessian.observe_by(n_tokens, |sums| {
+            add_moments_half(units, Matrix::strided(rows, n_tokens, n, stride), MatrixMut::new(sums, n, n));
+        }),
+        Products::Single => {
+            let shape = ndarray::ShapeBuilder::strides((n_tokens, n), (stride, 1));
+            hessian.observe(ndarray::ArrayView2::from_shape(shape, rows).expect("a row for each token"));
+        }
+    }
 }
 
 /// Rows of tokens that are one piece of work.

@@ -261,7 +261,7 @@ impl Quantize {
             checkpoint: input,
             sequences: &sequences,
             spill: Spill::create(context.folder.join("activations"))?,
-            products: Products::Single,
+            products: Products::half().unwrap_or_default(),
             couples_rows: self.method == Method::Gptq,
             seed: context.seed,
             host: context.host,
