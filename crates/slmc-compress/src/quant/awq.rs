@@ -25,14 +25,17 @@ pub struct ChannelScales {
     pub error: f64,
 }
 
-/// The best scales `s_j = a_j^α` for weights `[rows, n_columns]` that share an input, `a_j` being the root mean square of channel
-/// `j` (of each group of `tied` channels together: heads that read one value head must scale alike). `round` gives back a
-/// weight as a format would store it. The error is that of the layer's output by the Hessian.
+/// A weight as a format would store it, from the weight and for each column the mean square of what it is multiplied by.
+pub type RoundBy<'r> = dyn Fn(MatRef<'_>, &[f32]) -> Array2<f32> + Sync + 'r;
+
+/// The best scales `s_j = a_j^α` for weights `[rows, n_columns]` that share an input, each with what its rows' errors cost, `a_j`
+/// being the root mean square of channel `j` (of each group of `tied` channels together: heads that read one value head must
+/// scale alike). The error is that of the layer's output by the Hessian.
 pub fn channel_scales(
-    weights: &[MatRef<'_>],
+    weights: &[(MatRef<'_>, &[f32])],
     hessian: &Hessian,
     tied: Option<&[usize]>,
-    round: &(dyn Fn(MatRef<'_>) -> Array2<f32> + Sync),
+    round: &RoundBy<'_>,
 ) -> ChannelScales {
     let n = hessian.n_columns();
     let magnitudes = magnitudes(hessian, tied);
@@ -70,24 +73,30 @@ fn scales(magnitudes: &[f64], exponent: f64) -> Vec<f32> {
     magnitudes.iter().map(scale).collect()
 }
 
-/// `tr(Δ H Δᵀ)` with `Δ = W - round(W diag(s)) diag(1/s)`.
+/// The mean square of what each column of a scaled weight is multiplied by.
+pub fn scaled_importance(hessian: &Hessian, scales: &[f32]) -> Vec<f32> {
+    hessian.diagonal().iter().zip(scales).map(|(h, s)| h / (s * s)).collect()
+}
+
+/// `Σ r_i (Δ H Δᵀ)_ii` with `Δ = W - round(W diag(s)) diag(1/s)` and `r` what the rows' errors cost.
 fn scaled_error(
-    weight: MatRef<'_>,
+    (weight, costs): (MatRef<'_>, &[f32]),
     scales: &[f32],
     hessian: &[f32],
-    round: &(dyn Fn(MatRef<'_>) -> Array2<f32> + Sync),
+    round: &RoundBy<'_>,
 ) -> f64 {
     let (rows, n) = weight.dim();
     let scaled = Array2::from_shape_fn((rows, n), |(i, j)| weight[[i, j]] * scales[j]);
-    let rounded = round(scaled.view());
+    let importance: Vec<f32> = (0..n).map(|j| hessian[j * n + j] / (scales[j] * scales[j])).collect();
+    let rounded = round(scaled.view(), &importance);
     let delta: Vec<f32> = rounded.indexed_iter().map(|((i, j), v)| weight[[i, j]] - v / scales[j]).collect();
     let delta_ref = FaerRef::from_row_major_slice(&delta, rows, n);
     let mut product = Mat::<f32>::zeros(rows, n);
     let hessian = FaerRef::from_row_major_slice(hessian, n, n);
     matmul(product.as_mut(), Accum::Replace, delta_ref, hessian, 1.0, Par::Seq);
-    (0..n)
-        .map(|j| (0..rows).map(|i| f64::from(delta[i * n + j]) * f64::from(product[(i, j)])).sum::<f64>())
-        .sum()
+    let of_row =
+        |i: usize| (0..n).map(|j| f64::from(delta[i * n + j]) * f64::from(product[(i, j)])).sum::<f64>();
+    costs.iter().enumerate().map(|(i, &cost)| f64::from(cost) * of_row(i)).sum()
 }
 
 #[cfg(test)]
@@ -96,7 +105,7 @@ mod tests {
     use crate::LayerStats;
 
     /// To the nearest of sixteen steps of each row's largest.
-    fn coarse(weight: MatRef<'_>) -> Array2<f32> {
+    fn coarse(weight: MatRef<'_>, _: &[f32]) -> Array2<f32> {
         let largest: Vec<f32> =
             weight.rows().into_iter().map(|r| r.iter().fold(0.0_f32, |m, w| m.max(w.abs()))).collect();
         Array2::from_shape_fn(weight.dim(), |(i, j)| {
@@ -112,12 +121,12 @@ mod tests {
         let mut hessian = Hessian::empty(32);
         hessian.observe(inputs.view());
         let weight = Array2::from_shape_fn((24, 32), |(i, j)| ((i * 31 + j * 17) as f32).sin());
-        let found = channel_scales(&[weight.view()], &hessian, None, &coarse);
+        let found = channel_scales(&[(weight.view(), &[1.0; 24])], &hessian, None, &coarse);
         assert!(found.exponent > 0.0 && found.error < 0.9 * found.error_before, "{found:?}");
         assert!(found.scales[3] > 1.5 * found.scales[4]);
         // Channels 0 to 15 read what channels 16 to 31 read, too.
         let tied: Vec<usize> = (0..32).map(|c| c % 16).collect();
-        let found = channel_scales(&[weight.view()], &hessian, Some(&tied), &coarse);
+        let found = channel_scales(&[(weight.view(), &[1.0; 24])], &hessian, Some(&tied), &coarse);
         assert!((0..16).all(|c| found.scales[c] == found.scales[c + 16]));
     }
 }

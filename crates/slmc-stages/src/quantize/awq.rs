@@ -1,10 +1,10 @@
 //! AWQ for a block: each input's channels scaled where what feeds them can be scaled back (norms, value rows, up rows),
-//! then rounded to nearest with searched scales.
+//! then rounded to nearest with scales searched for what columns are multiplied by.
 
 use std::collections::BTreeMap;
 
 use ndarray::{Array2, ArrayView2};
-use slmc_compress::quant::{ChannelScales, channel_scales};
+use slmc_compress::quant::{ChannelScales, channel_scales, scaled_importance};
 use slmc_ir::{Format, ModelSpec, Part, Role, TensorKey, Weight};
 use slmc_recipe::StageError;
 
@@ -41,18 +41,29 @@ pub fn solve_block(
             }
             weights.push(weight);
         }
-        let views: Vec<ArrayView2<'_, f32>> = weights.iter().map(|weight| weight.view()).collect();
+        // What a row's error costs, twice; rows of up and value are those of the scaled weight.
+        let costs: Vec<Vec<f32>> = input
+            .rows
+            .iter()
+            .map(|(role, squares)| {
+                let divisors = rows.get(role);
+                let cost = |(row, square): (usize, &f32)| {
+                    square / passes.n_tokens() as f32 * divisors.map_or(1.0, |by| by[row] * by[row])
+                };
+                squares.iter().enumerate().map(cost).collect()
+            })
+            .collect();
+        let views: Vec<(ArrayView2<'_, f32>, &[f32])> =
+            weights.iter().zip(&costs).map(|(weight, costs)| (weight.view(), costs.as_slice())).collect();
         let hessian = normalized(&input.hessian, input.weight);
-        let round = |weight: ArrayView2<'_, f32>| rounded(weight, format).1;
+        let round = |weight: ArrayView2<'_, f32>, importance: &[f32]| rounded(weight, importance, format).1;
         let found = channel_scales(&views, &hessian, tied(roles[0], spec).as_deref(), &round);
+        let importance = scaled_importance(&hessian, &found.scales);
         scale_back(passes, index, roles[0], &found, &mut rows, store)?;
-        let squares: f64 = input.rows.iter().flat_map(|(_, rho)| rho).map(|&rho| f64::from(rho)).sum();
         let n_rows: usize = input.rows.iter().map(|(_, rho)| rho.len()).sum();
-        // Rows weigh alike here: what a mean row costs.
-        let per_error = squares / n_rows as f64 / 2.0 / passes.n_tokens() as f64;
         for (key, weight) in keys.iter().zip(&weights) {
             let scaled = Array2::from_shape_fn(weight.dim(), |(i, j)| weight[[i, j]] * found.scales[j]);
-            let (packed, decoded) = rounded(scaled.view(), format);
+            let (packed, decoded) = rounded(scaled.view(), &importance, format);
             store.keep(*key, &packed)?;
             let error: f64 = scaled.iter().zip(&decoded).map(|(w, v)| f64::from(w - v).powi(2)).sum();
             let square = scaled.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>().max(1e-300);
@@ -64,7 +75,7 @@ pub fn solve_block(
                 n_dead: 0,
                 candidates: vec![Candidate {
                     format,
-                    kl: found.error * per_error * share,
+                    kl: found.error / 2.0 * share,
                     relative_error: error / square,
                     n_bytes: packed.bytes().len() as u64,
                 }],
@@ -119,14 +130,14 @@ fn divide(passes: &Passes<'_>, key: TensorKey, scales: &[f32], store: &Store) ->
     store.keep(key, &Weight::from_f32(vec![numbers.len()], &numbers).map_err(failed)?)
 }
 
-/// A weight as the format stores it, with searched scales, and what that decodes to.
-fn rounded(weight: ArrayView2<'_, f32>, format: Format) -> (Weight, Array2<f32>) {
+/// A weight as the format stores it, with scales searched for columns of so much importance, and what that decodes to.
+fn rounded(weight: ArrayView2<'_, f32>, importance: &[f32], format: Format) -> (Weight, Array2<f32>) {
     let (n_rows, n_columns) = weight.dim();
     let numbers: Vec<f32> = weight.iter().copied().collect();
     let n_bytes = Weight::bytes_for(&[n_rows, n_columns], format).unwrap_or(0);
     let mut bytes = vec![0; n_bytes];
     // Formats and shapes were proved when the stage was planned.
-    let encoded = slmc_blocks::encode_weighted(format, &numbers, None, &mut bytes);
+    let encoded = slmc_blocks::encode_weighted(format, &numbers, Some(importance), &mut bytes);
     let packed = encoded.ok().and_then(|()| Weight::new(vec![n_rows, n_columns], format, bytes.into()).ok());
     let packed = packed
         .unwrap_or_else(|| Weight::from_f32(vec![n_rows, n_columns], &numbers).expect("as many numbers"));
