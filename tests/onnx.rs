@@ -87,6 +87,20 @@ fn a_plan_is_checked_against_the_runtime() {
     check_refused(check.iter().chain(&["--set", "quantize.format=q5_0"]), "MatMulNBits has no such levels");
 }
 
+#[test]
+fn without_a_runtime_an_export_is_not_measured_and_the_reason_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = text(&folder.path().join("out"));
+    run_json(["export", &teacher(), "--target", "onnxruntime", "--out", &out]);
+    let data = text(&root().join("datasets/tiny-text/eval.jsonl"));
+    let mut command = slmc();
+    let measured =
+        command.args(["eval", "ppl", &out, "--data", &data]).env("ORT_DYLIB_PATH", "no/such/library.so");
+    let output = measured.output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("no/such/library.so"), "{}", stderr(&output));
+}
+
 /// The environment's `libonnxruntime`.
 fn runtime() -> PathBuf {
     let lib = real_models().join("venv-onnx/lib");
@@ -148,6 +162,30 @@ fn every_precision_is_the_model_that_was_exported() {
             println!("{precision} {form:?}: {}", found["agreement"]);
         }
     }
+}
+
+#[test]
+#[ignore = "needs the real model: cargo xtask fetch (onnxruntime)"]
+fn an_export_is_measured_in_its_runtime() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    exported(&teacher(), &out, &["--precision", "f32"]);
+    let (out, data) = (text(&out), text(&root().join("datasets/tiny-text/eval.jsonl")));
+    let asked = ["--data", &data, "--ctx", "128", "--chunks", "10"];
+    let in_runtime = |verb: &[&str]| -> Value {
+        let mut command = slmc();
+        let output =
+            command.args(["--json", "eval"]).args(verb).args(asked).env("ORT_DYLIB_PATH", runtime()).output();
+        let output = output.unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let theirs = number(&in_runtime(&["ppl", &out]), "ppl");
+    let ours = number(&run_json(["eval", "ppl", &teacher(), "--exact"].iter().chain(&asked)), "ppl");
+    assert!((theirs / ours - 1.0).abs() < 1e-4, "{theirs} in onnxruntime, {ours} in the engine");
+    let apart = in_runtime(&["kld", &out, "--baseline", &out]);
+    assert!(number(&apart, "kld") < 1e-9 && number(&apart, "same_top") == 1.0, "{apart}");
+    println!("perplexity {theirs} in onnxruntime, {ours} in the engine");
 }
 
 /// Small models with every choice that a spec has, in f32 against numpy.

@@ -1,10 +1,13 @@
 //! Measuring models.
 
-use slmc_eval::{Protocol, Windowing};
-use slmc_recipe::StageError;
-use slmc_stages::{Exactness, divergence_of, perplexity_of};
+use std::path::Path;
 
-use super::{Session, model, tasks};
+use slmc_eval::{Protocol, Windowing};
+use slmc_interop::OnnxFolder;
+use slmc_recipe::StageError;
+use slmc_stages::{Exactness, Subject, divergence_of, perplexity_of};
+
+use super::{Session, model, onnx, tasks};
 use crate::{
     args::{EvalVerb, KldArgs, PplArgs, TextArgs},
     failure::{Failure, OrFail, input_error},
@@ -22,7 +25,7 @@ pub fn eval(verb: &EvalVerb, session: &Session<'_>) -> Result<(), Failure> {
 }
 
 fn ppl(args: &PplArgs, session: &Session<'_>) -> Result<(), Failure> {
-    let checkpoint = model::open(&args.model)?;
+    let subject = subject(&args.model)?;
     let text = &args.text;
     let protocol = match (args.protocol.as_str(), args.stride) {
         ("rolling", stride) => Protocol::Rolling { stride: stride.unwrap_or((text.ctx / 2).max(1)) },
@@ -31,7 +34,7 @@ fn ppl(args: &PplArgs, session: &Session<'_>) -> Result<(), Failure> {
     };
     let windowing = Windowing { protocol, ctx: text.ctx, chunks: text.chunks };
     let found = perplexity_of(
-        &checkpoint,
+        &subject,
         &text.data,
         windowing,
         exactness(text),
@@ -59,10 +62,10 @@ fn ppl(args: &PplArgs, session: &Session<'_>) -> Result<(), Failure> {
 }
 
 fn kld(args: &KldArgs, session: &Session<'_>) -> Result<(), Failure> {
-    let (checkpoint, baseline) = (model::open(&args.model)?, model::open(&args.baseline)?);
+    let (model, baseline) = (subject(&args.model)?, subject(&args.baseline)?);
     let text = &args.text;
     let found = divergence_of(
-        &checkpoint,
+        &model,
         &baseline,
         &text.data,
         Windowing::llama(text.ctx, text.chunks),
@@ -80,6 +83,19 @@ fn kld(args: &KldArgs, session: &Session<'_>) -> Result<(), Failure> {
         found.tokens
     );
     output::print(session.global.json, &serde_json::to_value(&found).or_run()?, &line)
+}
+
+/// What the user calls a model; a folder for onnxruntime is one where a runtime is found.
+fn subject(name: &str) -> Result<Subject, Failure> {
+    let path = Path::new(name);
+    if !OnnxFolder::is_one(path) {
+        return Ok(Subject::Checkpoint(model::open(name)?));
+    }
+    let folder = OnnxFolder::open(path).or_input()?;
+    match onnx::find_runtime()? {
+        (Some(runtime), _) => Ok(Subject::Onnx(Box::new(folder), runtime)),
+        (None, why) => Err(input_error(format!("{name}: an ONNX model runs in onnxruntime: {why}"))),
+    }
 }
 
 fn exactness(text: &TextArgs) -> Exactness {

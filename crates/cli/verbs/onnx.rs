@@ -110,7 +110,7 @@ fn checked(agreement: Option<&Agreement>, how: &str) -> String {
 }
 
 /// The onnxruntime that the user named, or that the system finds; and where it is, or why there is none.
-fn find_runtime() -> Result<(Option<Runtime>, String), Failure> {
+pub fn find_runtime() -> Result<(Option<Runtime>, String), Failure> {
     if let Some(path) = std::env::var_os(LIBRARY_VARIABLE).filter(|path| !path.is_empty()) {
         let path = PathBuf::from(path);
         let runtime = Runtime::load(&path).or_input()?;

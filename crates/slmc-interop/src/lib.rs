@@ -36,7 +36,9 @@ pub use finite::check_finite;
 pub use gguf::write_gguf;
 pub use hf::{PackedMatrices, open_config, write_hf_folder, write_packed_folder};
 pub use merged::Merged;
-pub use onnx::{CheckModel, OnnxOptions, OnnxPlan, OnnxPrecision, write_onnx_file, write_onnx_folder};
+pub use onnx::{
+    CheckModel, OnnxFolder, OnnxOptions, OnnxPlan, OnnxPrecision, write_onnx_file, write_onnx_folder,
+};
 pub use open::open;
 pub use packed::{PackError, PackedLayout, PackedScheme, Runtime, runtime_limits};
 pub use write::{WriteOptions, Written};

@@ -23,6 +23,8 @@ pub enum RuntimeError {
     Library { path: String, why: String },
     #[error("onnxruntime: {0}")]
     Ort(String),
+    #[error("the model gave {found} logits for {n_tokens} tokens of a vocabulary of {vocab_size}")]
+    Logits { found: usize, n_tokens: usize, vocab_size: usize },
 }
 
 /// A `libonnxruntime` that is loaded.
@@ -41,18 +43,36 @@ impl Runtime {
         Ok(Self(environment.map_err(|error| failed(error.to_string()))?))
     }
 
-    /// Opens a model that this program exported.
+    /// Opens a model that this program exported, or one with the same inputs and outputs.
     ///
     /// # Errors
     /// In onnxruntime's words, when it does not take the model.
-    pub fn open(&self, model: &Path, spec: &ModelSpec, n_threads: usize) -> Result<OnnxModel, RuntimeError> {
+    pub fn open(&self, model: &Path, sizes: Sizes, n_threads: usize) -> Result<OnnxModel, RuntimeError> {
         let opened = || -> Result<Session, ort::Error> {
             let builder = Session::builder(&self.0)?;
             let mut builder = builder.with_intra_threads(n_threads)?;
             builder.commit_from_file(model)
         };
         let session = opened().map_err(|error| RuntimeError::Ort(error.to_string()))?;
-        Ok(OnnxModel { session, spec: spec.clone(), half: None })
+        Ok(OnnxModel { session, sizes, half: None })
+    }
+}
+
+/// What a decoder's inputs and outputs are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // as of a `ModelSpec`
+pub struct Sizes {
+    pub n_layers: usize,
+    pub n_kv_heads: usize,
+    pub d_head: usize,
+    pub vocab_size: usize,
+    pub context_len: usize,
+}
+
+impl From<&ModelSpec> for Sizes {
+    fn from(spec: &ModelSpec) -> Self {
+        let ModelSpec { n_layers, n_kv_heads, d_head, vocab_size, context_len, .. } = *spec;
+        Self { n_layers, n_kv_heads, d_head, vocab_size, context_len }
     }
 }
 
@@ -60,7 +80,7 @@ impl Runtime {
 #[derive(Debug)]
 pub struct OnnxModel {
     session: Session,
-    spec: ModelSpec,
+    sizes: Sizes,
     /// Whether the cache is f16; found out by the first evaluation.
     half: Option<bool>,
 }
@@ -69,9 +89,14 @@ impl OnnxModel {
     /// Logits of a whole sequence, `[tokens, vocab_size]`.
     ///
     /// # Errors
-    /// In onnxruntime's words.
+    /// In onnxruntime's words, or when they are not so many.
     pub fn logits(&mut self, tokens: &[TokenId]) -> Result<Vec<f32>, RuntimeError> {
-        self.run(tokens).map_err(|error| RuntimeError::Ort(error.to_string()))
+        let logits = self.run(tokens).map_err(|error| RuntimeError::Ort(error.to_string()))?;
+        let (found, n_tokens, vocab_size) = (logits.len(), tokens.len(), self.sizes.vocab_size);
+        if n_tokens.checked_mul(vocab_size) != Some(found) {
+            return Err(RuntimeError::Logits { found, n_tokens, vocab_size });
+        }
+        Ok(logits)
     }
 
     fn run(&mut self, tokens: &[TokenId]) -> Result<Vec<f32>, ort::Error> {
@@ -88,9 +113,9 @@ impl OnnxModel {
         inputs.push(("input_ids".to_owned(), integers(ids)?.into()));
         inputs.push(("attention_mask".to_owned(), integers(vec![1; n])?.into()));
         inputs.push(("position_ids".to_owned(), integers((0..n as i64).collect())?.into()));
-        for block in 0..self.spec.n_layers {
+        for block in 0..self.sizes.n_layers {
             for what in ["key", "value"] {
-                let empty = empty_cache(&self.spec, half)?;
+                let empty = empty_cache(self.sizes, half)?;
                 inputs.push((format!("past_key_values.{block}.{what}"), empty.into()));
             }
         }
@@ -104,8 +129,8 @@ impl OnnxModel {
     }
 }
 
-fn empty_cache(spec: &ModelSpec, half: bool) -> Result<DynValue, ort::Error> {
-    let shape = [1, spec.n_kv_heads, 0, spec.d_head];
+fn empty_cache(sizes: Sizes, half: bool) -> Result<DynValue, ort::Error> {
+    let shape = [1, sizes.n_kv_heads, 0, sizes.d_head];
     if half {
         return Tensor::from_array((shape, Vec::<f16>::new())).map(Tensor::into_dyn);
     }
@@ -114,11 +139,11 @@ fn empty_cache(spec: &ModelSpec, half: bool) -> Result<DynValue, ort::Error> {
 
 impl LanguageModel for OnnxModel {
     fn vocab_size(&self) -> usize {
-        self.spec.vocab_size
+        self.sizes.vocab_size
     }
 
     fn context_len(&self) -> usize {
-        self.spec.context_len
+        self.sizes.context_len
     }
 
     fn forward(
@@ -127,7 +152,7 @@ impl LanguageModel for OnnxModel {
         first: usize,
         visit: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), ForwardError> {
-        let context_len = self.spec.context_len;
+        let context_len = self.sizes.context_len;
         if tokens.len() > context_len {
             return Err(ForwardError::Context { n_tokens: tokens.len(), context_len });
         }
@@ -136,7 +161,7 @@ impl LanguageModel for OnnxModel {
             ForwardError::from(SourceError::Other { key, message: error.to_string() })
         };
         let logits = self.logits(tokens).map_err(failed)?;
-        for (position, row) in logits.chunks_exact(self.spec.vocab_size).enumerate().skip(first) {
+        for (position, row) in logits.chunks_exact(self.sizes.vocab_size).enumerate().skip(first) {
             if row.iter().any(|x| !x.is_finite()) {
                 return Err(ForwardError::NotFinite { position });
             }

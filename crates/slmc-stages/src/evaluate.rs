@@ -1,9 +1,12 @@
 //! Measuring an artefact: with the engine, as it is and as it will be run; on a device where one is named.
 
+use slmc_data::Tokenizer;
 use slmc_engine::{Engine, EngineOptions};
 use slmc_eval::{Divergence, EvalError, EvalText, Paired, Perplexity, Windowing};
+use slmc_interop::OnnxFolder;
 use slmc_ir::{Checkpoint, Host, LanguageModel};
 use slmc_model::{Decoder, Evaluator};
+use slmc_onnxruntime::{Runtime, Sizes};
 use slmc_recipe::{EvalConfig, Evaluation, StageError};
 
 use crate::{
@@ -20,7 +23,8 @@ pub fn evaluate(
     host: &dyn Host,
 ) -> Result<Evaluation, StageError> {
     let windowing = Windowing::llama(config.ctx, config.chunks);
-    let found = perplexity_of(checkpoint, &config.data, windowing, Exactness::Fast, surroundings, host)?;
+    let subject = Subject::Checkpoint(checkpoint.clone());
+    let found = perplexity_of(&subject, &config.data, windowing, Exactness::Fast, surroundings, host)?;
     Ok(Evaluation { ppl: found.ppl, standard_error: found.standard_error, tokens: found.tokens })
 }
 
@@ -33,18 +37,58 @@ pub enum Exactness {
     Exact,
 }
 
-/// Perplexity of a checkpoint on the text of a dataset.
+/// What is measured.
+#[derive(Clone)]
+pub enum Subject {
+    /// A checkpoint, by the engine or on a device.
+    Checkpoint(Checkpoint),
+    /// An exported folder, by the runtime that it was made for.
+    Onnx(Box<OnnxFolder>, Runtime),
+}
+
+impl Subject {
+    fn tokenizer(&self) -> Result<Tokenizer, StageError> {
+        match self {
+            Self::Checkpoint(checkpoint) => tokenizer_of(checkpoint),
+            Self::Onnx(folder, _) => {
+                let none = "there is no tokenizer beside the model: text cannot be read with it";
+                let files = folder.tokenizer.as_ref().ok_or_else(|| StageError::Input(none.to_owned()))?;
+                Tokenizer::from_files(files).map_err(|e| StageError::Input(e.to_string()))
+            }
+        }
+    }
+
+    fn model(
+        &self,
+        exactness: Exactness,
+        surroundings: &Surroundings,
+    ) -> Result<Box<dyn LanguageModel>, StageError> {
+        let (folder, runtime) = match self {
+            Self::Checkpoint(checkpoint) => return measured_model(checkpoint, exactness, surroundings),
+            Self::Onnx(folder, runtime) => (folder, runtime),
+        };
+        if exactness == Exactness::Exact || surroundings.device.is_some() {
+            let message = "--exact and --device are about other programs: an ONNX model runs in onnxruntime";
+            return Err(StageError::Input(message.to_owned()));
+        }
+        let OnnxFolder { n_layers, n_kv_heads, d_head, vocab_size, context_len, .. } = **folder;
+        let sizes = Sizes { n_layers, n_kv_heads, d_head, vocab_size, context_len };
+        let opened = runtime.open(&folder.model, sizes, rayon::current_num_threads());
+        Ok(Box::new(opened.map_err(|e| StageError::Input(e.to_string()))?))
+    }
+}
+
+/// Perplexity of a model on the text of a dataset.
 pub fn perplexity_of(
-    checkpoint: &Checkpoint,
+    subject: &Subject,
     data: &str,
     windowing: Windowing,
     exactness: Exactness,
     surroundings: &Surroundings,
     host: &dyn Host,
 ) -> Result<Perplexity, StageError> {
-    let tokenizer = tokenizer_of(checkpoint)?;
-    let text = EvalText::new(&tokenizer, &text_of(data, surroundings)?).map_err(eval_error)?;
-    let mut model = measured_model(checkpoint, exactness, surroundings)?;
+    let text = EvalText::new(&subject.tokenizer()?, &text_of(data, surroundings)?).map_err(eval_error)?;
+    let mut model = subject.model(exactness, surroundings)?;
     slmc_eval::perplexity(&mut *model, &text, windowing, host).map_err(eval_error)
 }
 
@@ -89,25 +133,25 @@ fn text_of(data: &str, surroundings: &Surroundings) -> Result<String, StageError
     Ok(texts?.join("\n"))
 }
 
-/// KL divergence of a checkpoint from a baseline on the text of a dataset.
+/// KL divergence of a model from a baseline on the text of a dataset.
 pub fn divergence_of(
-    checkpoint: &Checkpoint,
-    baseline: &Checkpoint,
+    subject: &Subject,
+    baseline: &Subject,
     data: &str,
     windowing: Windowing,
     exactness: Exactness,
     surroundings: &Surroundings,
     host: &dyn Host,
 ) -> Result<Divergence, StageError> {
-    let tokenizer = tokenizer_of(checkpoint)?;
-    if !same_vocabulary(&tokenizer, &tokenizer_of(baseline)?) {
+    let tokenizer = subject.tokenizer()?;
+    if !same_vocabulary(&tokenizer, &baseline.tokenizer()?) {
         let message =
             "the two models have different tokenizers: their distributions are about different tokens";
         return Err(StageError::Input(message.to_owned()));
     }
     let text = EvalText::new(&tokenizer, &text_of(data, surroundings)?).map_err(eval_error)?;
-    let mut model = measured_model(checkpoint, exactness, surroundings)?;
-    let mut base = measured_model(baseline, exactness, surroundings)?;
+    let mut model = subject.model(exactness, surroundings)?;
+    let mut base = baseline.model(exactness, surroundings)?;
     slmc_eval::kl_divergence(&mut *model, &mut *base, &text, windowing, host).map_err(eval_error)
 }
 

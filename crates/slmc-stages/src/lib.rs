@@ -25,7 +25,9 @@ pub use apart::check_apart;
 pub use build::build;
 pub use calibration::{Survey, same_vocabulary, survey, tokenizer_of};
 pub use estimate::{Estimate, estimate};
-pub use evaluate::{Exactness, divergence_of, evaluate, evaluator_of, paired_on_text, perplexity_of};
+pub use evaluate::{
+    Exactness, Subject, divergence_of, evaluate, evaluator_of, paired_on_text, perplexity_of,
+};
 pub use export::{Target, write_checkpoint};
 pub use lora::{MergeReport, Preview, held_out_batches, merge_adapter, preview};
 pub use onnx::{Agreement, export_onnx};

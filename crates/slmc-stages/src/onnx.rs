@@ -81,7 +81,7 @@ fn compare(
     runtime: &Runtime,
 ) -> Result<Agreement, String> {
     let n_threads = rayon::current_num_threads();
-    let mut exported = runtime.open(model, checkpoint.spec(), n_threads).map_err(|e| e.to_string())?;
+    let mut exported = runtime.open(model, checkpoint.spec().into(), n_threads).map_err(|e| e.to_string())?;
     let formats = plan.formats.clone();
     let rounded = Encoded::new(Arc::clone(&checkpoint.weights), formats).map_err(|e| e.to_string())?;
     let rounded = checkpoint.with_weights(Arc::new(rounded));

@@ -13,6 +13,7 @@ mod write;
 
 pub use read::open_config;
 pub(crate) use read::{CONFIG_FILE, open_folder};
+pub(crate) use tokenizer_read::read_tokenizer;
 pub(crate) use tokenizer_write::tokenizer_configs;
 pub use write::{PackedMatrices, write_hf_folder, write_packed_folder};
 

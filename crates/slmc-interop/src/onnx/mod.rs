@@ -14,7 +14,12 @@ mod linear;
 mod norm;
 mod plain_attention;
 mod plan;
+mod read;
 mod write;
 
 pub use plan::{OnnxOptions, OnnxPlan, OnnxPrecision};
+pub use read::OnnxFolder;
 pub use write::{CheckModel, write_onnx_file, write_onnx_folder};
+
+/// The configuration that onnxruntime-genai opens a folder by.
+const GENAI_CONFIG: &str = "genai_config.json";

@@ -11,6 +11,7 @@ use slmc_formats::{AtomicDir, Existing, OnnxWriter, onnx::GraphParts};
 use slmc_ir::{Checkpoint, Host, Outline};
 
 use super::{
+    GENAI_CONFIG,
     decoder::Builder,
     genai::genai_config,
     graph::Graph,
@@ -51,7 +52,7 @@ pub fn write_onnx_folder(
         fs::write(&path, text).map_err(|source| WriteError::Io { path, source })
     };
     let pretty = |object: &Map<String, Value>| serde_json::to_string_pretty(object).map(|text| text + "\n");
-    put("genai_config.json", pretty(&genai_config(checkpoint, MODEL_FILE, options))?)?;
+    put(GENAI_CONFIG, pretty(&genai_config(checkpoint, MODEL_FILE, options))?)?;
     if let Some(tokenizer) = &checkpoint.tokenizer {
         let kept = checkpoint.extras.get(TOKENIZER_CONFIG_EXTRA).and_then(Value::as_object);
         let (config, map) = tokenizer_configs(tokenizer, checkpoint.spec().context_len, kept)?;
