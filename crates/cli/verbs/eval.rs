@@ -4,6 +4,7 @@ use std::path::Path;
 
 use slmc_eval::{Protocol, Windowing};
 use slmc_interop::OnnxFolder;
+use slmc_onnxruntime::Runtime;
 use slmc_recipe::StageError;
 use slmc_stages::{Exactness, Subject, divergence_of, perplexity_of};
 
@@ -25,7 +26,7 @@ pub fn eval(verb: &EvalVerb, session: &Session<'_>) -> Result<(), Failure> {
 }
 
 fn ppl(args: &PplArgs, session: &Session<'_>) -> Result<(), Failure> {
-    let subject = subject(&args.model)?;
+    let subject = subject(&args.model, &mut None)?;
     let text = &args.text;
     let protocol = match (args.protocol.as_str(), args.stride) {
         ("rolling", stride) => Protocol::Rolling { stride: stride.unwrap_or((text.ctx / 2).max(1)) },
@@ -62,7 +63,8 @@ fn ppl(args: &PplArgs, session: &Session<'_>) -> Result<(), Failure> {
 }
 
 fn kld(args: &KldArgs, session: &Session<'_>) -> Result<(), Failure> {
-    let (model, baseline) = (subject(&args.model)?, subject(&args.baseline)?);
+    let mut runtime = None;
+    let (model, baseline) = (subject(&args.model, &mut runtime)?, subject(&args.baseline, &mut runtime)?);
     let text = &args.text;
     let found = divergence_of(
         &model,
@@ -85,17 +87,22 @@ fn kld(args: &KldArgs, session: &Session<'_>) -> Result<(), Failure> {
     output::print(session.global.json, &serde_json::to_value(&found).or_run()?, &line)
 }
 
-/// What the user calls a model; a folder for onnxruntime is one where a runtime is found.
-fn subject(name: &str) -> Result<Subject, Failure> {
+/// What the user calls a model; a folder for onnxruntime is one where a runtime is found, which a process loads once.
+fn subject(name: &str, loaded: &mut Option<Runtime>) -> Result<Subject, Failure> {
     let path = Path::new(name);
     if !OnnxFolder::is_one(path) {
         return Ok(Subject::Checkpoint(model::open(name)?));
     }
     let folder = OnnxFolder::open(path).or_input()?;
-    match onnx::find_runtime()? {
-        (Some(runtime), _) => Ok(Subject::Onnx(Box::new(folder), runtime)),
-        (None, why) => Err(input_error(format!("{name}: an ONNX model runs in onnxruntime: {why}"))),
-    }
+    let runtime = match loaded {
+        Some(runtime) => runtime.clone(),
+        None => {
+            let (found, how) = onnx::find_runtime()?;
+            let none = || input_error(format!("{name}: an ONNX model runs in onnxruntime: {how}"));
+            loaded.insert(found.ok_or_else(none)?).clone()
+        }
+    };
+    Ok(Subject::Onnx(Box::new(folder), runtime))
 }
 
 fn exactness(text: &TextArgs) -> Exactness {
