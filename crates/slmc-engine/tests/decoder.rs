@@ -45,6 +45,25 @@ fn every_kind_of_model_follows_the_formulas() {
 }
 
 #[test]
+fn a_prompt_of_several_batches_ends_with_the_logits_of_its_last_token() {
+    // One batch for keys and values alone, one of which one row is wanted: the last block is cut short in both.
+    let spec = ModelSpec { n_layers: 2, ..llama(1200) };
+    let checkpoint = checkpoint(&spec, 6, Format::Q4_0);
+    for options in [FLOAT, EngineOptions::fast(2)] {
+        let engine = Engine::load(&checkpoint, options).unwrap();
+        for n in [BATCH_ROWS, BATCH_ROWS + 1, 2 * BATCH_ROWS + 77] {
+            let tokens = tokens(&spec, n);
+            let bits = |row: &[f32]| row.iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
+            let mut session = engine.session(n + 1).unwrap();
+            let last = bits(session.append(&tokens).unwrap());
+            let next = bits(session.append(&[3]).unwrap());
+            let all = run(&checkpoint, options, &[&tokens[..], &[3]].concat(), n + 1);
+            assert_eq!((last, next), (bits(&all[n - 1]), bits(&all[n])), "{n} tokens");
+        }
+    }
+}
+
+#[test]
 fn logits_are_the_head_times_what_is_hidden() {
     let spec = ModelSpec { n_layers: 2, ..llama(700) };
     let checkpoint = checkpoint(&spec, 6, Format::F32);
