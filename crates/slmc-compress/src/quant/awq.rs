@@ -17,6 +17,8 @@ const N_STEPS: usize = 20;
 pub struct ChannelScales {
     /// For each input channel what its weights are multiplied by, and what feeds it divided.
     pub scales: Vec<f32>,
+    /// The mean square of what each column of the scaled weight is multiplied by.
+    pub importance: Vec<f32>,
     /// The exponent of the activations' magnitude that was best.
     pub exponent: f64,
     /// Weighted output error with no scales.
@@ -52,7 +54,8 @@ pub fn channel_scales(
     let error_before = tried[0].2;
     let best = tried.into_iter().reduce(|best, next| if next.2 < best.2 { next } else { best });
     let (exponent, scales, error) = best.unwrap_or((0.0, vec![1.0; n], error_before));
-    ChannelScales { scales, exponent, error_before, error }
+    let importance = scaled_importance(&hessian.diagonal(), &scales);
+    ChannelScales { scales, importance, exponent, error_before, error }
 }
 
 /// Root mean squares, up to a common factor.
@@ -73,9 +76,9 @@ fn scales(magnitudes: &[f64], exponent: f64) -> Vec<f32> {
     magnitudes.iter().map(scale).collect()
 }
 
-/// The mean square of what each column of a scaled weight is multiplied by.
-pub fn scaled_importance(hessian: &Hessian, scales: &[f32]) -> Vec<f32> {
-    hessian.diagonal().iter().zip(scales).map(|(h, s)| h / (s * s)).collect()
+/// The mean square of what each column of a scaled weight is multiplied by; `squares` are those of the columns as they were.
+fn scaled_importance(squares: &[f32], scales: &[f32]) -> Vec<f32> {
+    squares.iter().zip(scales).map(|(square, s)| square / (s * s)).collect()
 }
 
 /// `Σ r_i (Δ H Δᵀ)_ii` with `Δ = W - round(W diag(s)) diag(1/s)` and `r` what the rows' errors cost.
@@ -87,8 +90,8 @@ fn scaled_error(
 ) -> f64 {
     let (rows, n) = weight.dim();
     let scaled = Array2::from_shape_fn((rows, n), |(i, j)| weight[[i, j]] * scales[j]);
-    let importance: Vec<f32> = (0..n).map(|j| hessian[j * n + j] / (scales[j] * scales[j])).collect();
-    let rounded = round(scaled.view(), &importance);
+    let squares: Vec<f32> = (0..n).map(|j| hessian[j * n + j]).collect();
+    let rounded = round(scaled.view(), &scaled_importance(&squares, scales));
     let delta: Vec<f32> = rounded.indexed_iter().map(|((i, j), v)| weight[[i, j]] - v / scales[j]).collect();
     let delta_ref = FaerRef::from_row_major_slice(&delta, rows, n);
     let mut product = Mat::<f32>::zeros(rows, n);

@@ -20,7 +20,7 @@ mod test_support;
 mod trial;
 mod widest;
 
-pub use awq::{ChannelScales, RoundBy, channel_scales, scaled_importance};
+pub use awq::{ChannelScales, RoundBy, channel_scales};
 pub use budget::{Choice, allocate};
 pub use codes::Codes;
 pub use factor::Factor;

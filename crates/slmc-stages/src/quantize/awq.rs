@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use ndarray::{Array2, ArrayView2};
-use slmc_compress::quant::{ChannelScales, channel_scales, scaled_importance};
+use slmc_compress::quant::{ChannelScales, channel_scales};
 use slmc_ir::{Format, ModelSpec, Part, Role, TensorKey, Weight};
 use slmc_recipe::StageError;
 
@@ -58,12 +58,11 @@ pub fn solve_block(
         let hessian = normalized(&input.hessian, input.weight);
         let round = |weight: ArrayView2<'_, f32>, importance: &[f32]| rounded(weight, importance, format).1;
         let found = channel_scales(&views, &hessian, tied(roles[0], spec).as_deref(), &round);
-        let importance = scaled_importance(&hessian, &found.scales);
         scale_back(passes, index, roles[0], &found, &mut rows, store)?;
         let n_rows: usize = input.rows.iter().map(|(_, rho)| rho.len()).sum();
         for (key, weight) in keys.iter().zip(&weights) {
             let scaled = Array2::from_shape_fn(weight.dim(), |(i, j)| weight[[i, j]] * found.scales[j]);
-            let (packed, decoded) = rounded(scaled.view(), &importance, format);
+            let (packed, decoded) = rounded(scaled.view(), &found.importance, format);
             store.keep(*key, &packed)?;
             let error: f64 = scaled.iter().zip(&decoded).map(|(w, v)| f64::from(w - v).powi(2)).sum();
             let square = scaled.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>().max(1e-300);
