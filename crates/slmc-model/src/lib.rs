@@ -34,4 +34,4 @@ pub use load::{LoadError, read_matrix};
 pub use lora::{AdapterAdamW, AdapterGrads, Frozen, RowLoss, Rows, fresh_adapter};
 pub use loss::{DistillationLoss, distillation_loss, next_token_loss};
 pub use slices::passes::{BlockPass, HeadPass, HeadSeen, Mixed, Seen};
-pub use slmc_kernels::{Distillation, Matrix, MatrixMut, Products, add_moments_half};
+pub use slmc_kernels::{Distillation, HalfUnits, Matrix, MatrixMut, Products, add_moments_half};

@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use slmc_compress::{LayerStats, quant::Hessian};
 use slmc_ir::{Checkpoint, Host, ModelSpec, Role, TensorKey, TokenId};
-use slmc_model::{BlockPass, HeadPass, Matrix, MatrixMut, Products, Seen, add_moments_half};
+use slmc_model::{BlockPass, HalfUnits, HeadPass, Matrix, MatrixMut, Products, Seen, add_moments_half};
 use slmc_recipe::StageError;
 
 use super::spill::Spill;
@@ -173,7 +173,7 @@ impl Passes<'_> {
         let mut hessian = Hessian::empty(d);
         for (first, n, _) in self.batches() {
             let gradient = self.spill.read(GRADIENT, first, n)?;
-            add_moments(&mut hessian, &gradient, [n / d, d], self.products);
+            observe_gradients(&mut hessian, &gradient, [n / d, d], self.products);
         }
         Ok(hessian)
     }
@@ -217,7 +217,7 @@ fn look(seen: Seen<'_>, inputs: &mut [Input], weights: &mut Vec<f32>, products: 
     let at = input.rows.iter().position(|(role, _)| *role == seen.role).expect("listed under its input");
     let part = squares(seen.gradient, seen.stride, [n, d_out], &mut input.rows[at].1);
     if let Some(gradients) = &mut input.gradients[at] {
-        add_moments(gradients, seen.gradient, [n, seen.stride], products);
+        observe_gradients(gradients, seen.gradient, [n, seen.stride], products);
     }
     if at == 0 {
         *weights = part;
@@ -230,29 +230,42 @@ fn look(seen: Seen<'_>, inputs: &mut [Input], weights: &mut Vec<f32>, products: 
 }
 
 fn observe(input: &mut Input, numbers: &[f32], weights: &[f32], products: Products) {
-    let n_columns = input.hessian.n_columns();
-    let mut scaled = numbers.to_vec();
-    scaled.par_chunks_mut(n_columns).zip(weights).for_each(|(row, weight)| {
-        let root = weight.sqrt();
-        row.iter_mut().for_each(|x| *x *= root);
-    });
-    add_moments(&mut input.hessian, &scaled, [weights.len(), n_columns], products);
+    let shape = [weights.len(), input.hessian.n_columns()];
+    match products {
+        // In bf16 sums are as good: what is rounded differs from token to token, and is far less than what another text changes.
+        Products::Half(units) => {
+            let mut scaled = numbers.to_vec();
+            scaled.par_chunks_mut(shape[1]).zip(weights).for_each(|(row, weight)| {
+                let root = weight.sqrt();
+                row.iter_mut().for_each(|x| *x *= root);
+            });
+            add_half(&mut input.hessian, Matrix::new(&scaled, shape[0], shape[1]), shape[0], units);
+        }
+        Products::Single => {
+            let rows = ndarray::ArrayView2::from_shape(shape, numbers).expect("a row for each token");
+            input.hessian.observe_weighted(rows, weights);
+        }
+    }
     input.weight += weights.iter().map(|&w| f64::from(w)).sum::<f64>();
 }
 
-/// Adds the second moments of rows, a row for each token, `stride` apart. In bf16 they are as good: what is rounded differs from token to
-/// token, and is far less than what the choice of the text changes.
-fn add_moments(hessian: &mut Hessian, rows: &[f32], [n_tokens, stride]: [usize; 2], products: Products) {
-    let n = hessian.n_columns();
+/// Adds the second moments of gradients, a row for each token, `stride` apart.
+fn observe_gradients(sums: &mut Hessian, rows: &[f32], [n_tokens, stride]: [usize; 2], products: Products) {
+    let n = sums.n_columns();
     match products {
-        Products::Half(units) => hessian.observe_by(n_tokens, |sums| {
-            add_moments_half(units, Matrix::strided(rows, n_tokens, n, stride), MatrixMut::new(sums, n, n));
-        }),
+        Products::Half(units) => {
+            add_half(sums, Matrix::strided(rows, n_tokens, n, stride), n_tokens, units);
+        }
         Products::Single => {
             let shape = ndarray::ShapeBuilder::strides((n_tokens, n), (stride, 1));
-            hessian.observe(ndarray::ArrayView2::from_shape(shape, rows).expect("a row for each token"));
+            sums.observe(ndarray::ArrayView2::from_shape(shape, rows).expect("a row for each token"));
         }
     }
+}
+
+fn add_half(sums: &mut Hessian, rows: Matrix<'_>, n_tokens: usize, units: HalfUnits) {
+    let n = sums.n_columns();
+    sums.observe_by(n_tokens, |sums| add_moments_half(units, rows, MatrixMut::new(sums, n, n)));
 }
 
 /// Rows of tokens that are one piece of work.
