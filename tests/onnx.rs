@@ -16,7 +16,7 @@ use std::{
 
 use common::{check_refused, data_root, real_models, root, run_json, slmc, stderr, tiny_teacher};
 use python::{reference, reference_text, write_npy};
-use serde_json::Value;
+use serde_json::{Value, json};
 use slmc_engine::{Engine, EngineOptions, Session};
 use slmc_interop::{WriteOptions, write_hf_folder};
 use slmc_ir::{
@@ -172,20 +172,68 @@ fn an_export_is_measured_in_its_runtime() {
     exported(&teacher(), &out, &["--precision", "f32"]);
     let (out, data) = (text(&out), text(&root().join("datasets/tiny-text/eval.jsonl")));
     let asked = ["--data", &data, "--ctx", "128", "--chunks", "10"];
-    let in_runtime = |verb: &[&str]| -> Value {
-        let mut command = slmc();
-        let output =
-            command.args(["--json", "eval"]).args(verb).args(asked).env("ORT_DYLIB_PATH", runtime()).output();
-        let output = output.unwrap();
-        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-        serde_json::from_slice(&output.stdout).unwrap()
-    };
+    let in_runtime = |verb: &[&str]| eval_in_runtime(&[verb, &asked].concat());
     let theirs = number(&in_runtime(&["ppl", &out]), "ppl");
     let ours = number(&run_json(["eval", "ppl", &teacher(), "--exact"].iter().chain(&asked)), "ppl");
     assert!((theirs / ours - 1.0).abs() < 1e-4, "{theirs} in onnxruntime, {ours} in the engine");
     let apart = in_runtime(&["kld", &out, "--baseline", &out]);
     assert!(number(&apart, "kld") < 1e-9 && number(&apart, "same_top") == 1.0, "{apart}");
     println!("perplexity {theirs} in onnxruntime, {ours} in the engine");
+    let paired = in_runtime(&["compare", &teacher(), &out]);
+    assert!(number(&paired["text"]["kld"], "estimate") < 1e-2, "{paired}");
+}
+
+/// `slmc eval` with the environment's runtime.
+#[track_caller]
+fn eval_in_runtime(args: &[&str]) -> Value {
+    let mut command = slmc();
+    let output =
+        command.args(["--json", "eval"]).args(args).env("ORT_DYLIB_PATH", runtime()).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+#[ignore = "needs the real model: cargo xtask fetch (onnxruntime)"]
+fn an_export_does_tasks_in_its_runtime() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    exported(&teacher(), &path("out"), &["--precision", "f32"]);
+    let items: Vec<String> = ["The ship", "She said that", "In the morning", "Of all the"]
+        .map(|begin| json!({"q": begin, "choices": [" and the sea.", " of of.", " was a little house."], "gold": 0}))
+        .iter()
+        .map(Value::to_string)
+        .collect();
+    std::fs::write(path("items.jsonl"), items.join("\n")).unwrap();
+    let choice = "name = 'choice'\nkind = 'multiple_choice'\ndata = 'items.jsonl'\ndoc_to_text = '{{ q }}'\n\
+        doc_to_choice = 'choices'\ndoc_to_target = 'gold'\n";
+    let writing = "name = 'writing'\nkind = 'generation'\ndata = 'items.jsonl'\ndoc_to_text = '{{ q }}'\n\
+        doc_to_target = 'q'\nmax_gen_toks = 24\n";
+    std::fs::write(path("choice.toml"), choice).unwrap();
+    std::fs::write(path("writing.toml"), writing).unwrap();
+    let (choice, writing, out) =
+        (text(&path("choice.toml")), text(&path("writing.toml")), text(&path("out")));
+    let asked = ["--task", &choice, &writing];
+    let theirs = eval_in_runtime(&[&["tasks", &out], &asked[..]].concat());
+    let ours = run_json(["eval", "tasks", &teacher(), "--exact"].iter().chain(&asked));
+    for (their, our) in both(&theirs["tasks"][0]["items"], &ours["tasks"][0]["items"]) {
+        for (a, b) in both(&their["log_likelihoods"], &our["log_likelihoods"]) {
+            assert!((a.as_f64().unwrap() - b.as_f64().unwrap()).abs() < 1e-3, "{a} and {b}");
+        }
+        assert_eq!(their["greedy"], our["greedy"]);
+    }
+    for (their, our) in both(&theirs["tasks"][1]["items"], &ours["tasks"][1]["items"]) {
+        assert_eq!(their["written"]["text"], our["written"]["text"]);
+        assert!(!our["written"]["text"].as_str().unwrap().is_empty());
+    }
+}
+
+/// Two lists that are equally long.
+#[track_caller]
+fn both<'a>(a: &'a Value, b: &'a Value) -> impl Iterator<Item = (&'a Value, &'a Value)> {
+    let (a, b) = (a.as_array().unwrap(), b.as_array().unwrap());
+    assert!(!a.is_empty() && a.len() == b.len(), "{a:?} and {b:?}");
+    a.iter().zip(b)
 }
 
 /// Small models with every choice that a spec has, in f32 against numpy.

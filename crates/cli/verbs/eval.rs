@@ -10,7 +10,7 @@ use slmc_stages::{Exactness, Subject, divergence_of, perplexity_of};
 
 use super::{Session, model, onnx, tasks};
 use crate::{
-    args::{EvalVerb, KldArgs, PplArgs, TextArgs},
+    args::{EvalVerb, KldArgs, PplArgs},
     failure::{Failure, OrFail, input_error},
     output,
 };
@@ -38,7 +38,7 @@ fn ppl(args: &PplArgs, session: &Session<'_>) -> Result<(), Failure> {
         &subject,
         &text.data,
         windowing,
-        exactness(text),
+        exactness(text.exact),
         &session.surroundings,
         session.terminal,
     );
@@ -71,7 +71,7 @@ fn kld(args: &KldArgs, session: &Session<'_>) -> Result<(), Failure> {
         &baseline,
         &text.data,
         Windowing::llama(text.ctx, text.chunks),
-        exactness(text),
+        exactness(text.exact),
         &session.surroundings,
         session.terminal,
     );
@@ -88,7 +88,7 @@ fn kld(args: &KldArgs, session: &Session<'_>) -> Result<(), Failure> {
 }
 
 /// What the user calls a model; a folder for onnxruntime is one where a runtime is found, which a process loads once.
-fn subject(name: &str, loaded: &mut Option<Runtime>) -> Result<Subject, Failure> {
+pub fn subject(name: &str, loaded: &mut Option<Runtime>) -> Result<Subject, Failure> {
     let path = Path::new(name);
     if !OnnxFolder::is_one(path) {
         return Ok(Subject::Checkpoint(model::open(name)?));
@@ -105,8 +105,9 @@ fn subject(name: &str, loaded: &mut Option<Runtime>) -> Result<Subject, Failure>
     Ok(Subject::Onnx(Box::new(folder), runtime))
 }
 
-fn exactness(text: &TextArgs) -> Exactness {
-    if text.exact { Exactness::Exact } else { Exactness::Fast }
+/// What `--exact` means.
+pub fn exactness(exact: bool) -> Exactness {
+    if exact { Exactness::Exact } else { Exactness::Fast }
 }
 
 /// How a failed measurement ends the program.

@@ -3,16 +3,22 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
-use slmc_data::Tokenizer;
-use slmc_engine::stop_tokens;
 use slmc_eval::{
     stats::Resampling,
-    tasks::{Asked, TaskComparison, TaskKind, TaskResult, compare as compare_tasks, run_task},
+    tasks::{
+        Asked, Item, TaskComparison, TaskFile, TaskKind, TaskResult, compare as compare_tasks, run_task,
+    },
 };
 use slmc_gate::{SessionModel, locate_task};
-use slmc_stages::tokenizer_of;
+use slmc_ir::LanguageModel;
+use slmc_onnxruntime::Runtime;
+use slmc_stages::Subject;
 
-use super::{Session, engine, eval::stage_failure, gate, model};
+use super::{
+    Session, engine,
+    eval::{exactness, stage_failure, subject},
+    gate,
+};
 use crate::{
     args::{CompareArgs, TasksArgs},
     failure::{Failure, OrFail, input_error},
@@ -24,7 +30,7 @@ const CONTEXT: usize = 2048;
 
 /// Runs tasks.
 pub fn tasks(args: &TasksArgs, session: &Session<'_>) -> Result<(), Failure> {
-    let results = run(&args.model, &args.tasks, args.limit, args.exact, session)?;
+    let results = run(&args.model, &args.tasks, args.limit, args.exact, &mut None, session)?;
     let document = json!({"model": args.model, "slmc_version": env!("CARGO_PKG_VERSION"), "tasks": results});
     if let Some(path) = &args.out {
         std::fs::write(path, format!("{document}\n")).or_run()?;
@@ -64,6 +70,7 @@ fn run(
     names: &[String],
     limit: Option<usize>,
     exact: bool,
+    runtime: &mut Option<Runtime>,
     session: &Session<'_>,
 ) -> Result<Vec<TaskResult>, Failure> {
     let data_root = session.surroundings.data_root.as_deref();
@@ -73,15 +80,33 @@ fn run(
         let items = task.read(limit).map_err(gate::failure)?;
         located.push((task.task, items));
     }
-    let checkpoint = model::open(model_path)?;
-    let tokenizer: Tokenizer = tokenizer_of(&checkpoint).map_err(stage_failure)?;
-    let engine = engine::load(&checkpoint, exact, session)?;
-    let capacity = CONTEXT.min(engine.spec().context_len);
-    let mut model = SessionModel::new(&engine, capacity).map_err(engine::failure)?;
-    let ends = stop_tokens(&checkpoint);
-    let mut asked = Asked { model: &mut model, tokenizer: &tokenizer, ends: &ends };
+    let subject = subject(model_path, runtime)?;
+    let tokenizer = subject.tokenizer().map_err(stage_failure)?;
+    let ends = subject.ends();
+    let ask = |model: &mut dyn LanguageModel| {
+        ask(&located, Asked { model, tokenizer: &tokenizer, ends: &ends }, session)
+    };
+    match &subject {
+        // In a session, which keeps what choices share.
+        Subject::Checkpoint(checkpoint) => {
+            let engine = engine::load(checkpoint, exact, session)?;
+            let capacity = CONTEXT.min(engine.spec().context_len);
+            ask(&mut SessionModel::new(&engine, capacity).map_err(engine::failure)?)
+        }
+        Subject::Onnx(..) => {
+            let model = subject.model(exactness(exact), &session.surroundings);
+            ask(&mut *model.map_err(stage_failure)?)
+        }
+    }
+}
+
+fn ask(
+    located: &[(TaskFile, Vec<Item>)],
+    mut asked: Asked<'_>,
+    session: &Session<'_>,
+) -> Result<Vec<TaskResult>, Failure> {
     let mut results = Vec::new();
-    for (task, items) in &located {
+    for (task, items) in located {
         let result = run_task(task, items, &mut asked, session.terminal);
         results.push(result.map_err(|e| gate::failure(e.into()))?);
     }
@@ -98,6 +123,7 @@ pub fn compare(args: &CompareArgs, session: &Session<'_>) -> Result<(), Failure>
         seed: session.global.seed.unwrap_or(0),
         ..Resampling::default()
     };
+    let mut runtime = None;
     let are_results = [&args.first, &args.second].map(|path| is_result(path));
     let (first, second) = match are_results {
         [true, true] => (read(&args.first)?, read(&args.second)?),
@@ -105,9 +131,9 @@ pub fn compare(args: &CompareArgs, session: &Session<'_>) -> Result<(), Failure>
             return Err(input_error("two models: say on what to compare them, with --task T or --data F"));
         }
         [false, false] => {
-            let of = |path: &str| match args.tasks.is_empty() {
+            let mut of = |path: &str| match args.tasks.is_empty() {
                 true => Ok(Vec::new()),
-                false => run(path, &args.tasks, args.limit, args.exact, session),
+                false => run(path, &args.tasks, args.limit, args.exact, &mut runtime, session),
             };
             (of(&args.first)?, of(&args.second)?)
         }
@@ -123,7 +149,7 @@ pub fn compare(args: &CompareArgs, session: &Session<'_>) -> Result<(), Failure>
         comparisons.push(compared.ok_or_else(unlike)?);
     }
     let on_text = match (&args.data, are_results) {
-        (Some(data), [false, false]) => Some(on_text(args, data, how, session)?),
+        (Some(data), [false, false]) => Some(on_text(args, data, how, &mut runtime, session)?),
         _ => None,
     };
     if comparisons.is_empty() && on_text.is_none() {
@@ -165,17 +191,17 @@ fn on_text(
     args: &CompareArgs,
     data: &str,
     how: Resampling,
+    runtime: &mut Option<Runtime>,
     session: &Session<'_>,
 ) -> Result<slmc_eval::PairedFigures, Failure> {
-    let (first, second) = (model::open(&args.first)?, model::open(&args.second)?);
-    let exactness = if args.exact { slmc_stages::Exactness::Exact } else { slmc_stages::Exactness::Fast };
+    let (first, second) = (subject(&args.first, runtime)?, subject(&args.second, runtime)?);
     let windowing = slmc_eval::Windowing::llama(args.ctx, args.chunks);
     let paired = slmc_stages::paired_on_text(
         &second,
         &first,
         data,
         windowing,
-        exactness,
+        exactness(args.exact),
         &session.surroundings,
         session.terminal,
     );

@@ -1,10 +1,10 @@
 //! Measuring an artefact: with the engine, as it is and as it will be run; on a device where one is named.
 
 use slmc_data::Tokenizer;
-use slmc_engine::{Engine, EngineOptions};
+use slmc_engine::{Engine, EngineOptions, stop_tokens};
 use slmc_eval::{Divergence, EvalError, EvalText, Paired, Perplexity, Windowing};
 use slmc_interop::OnnxFolder;
-use slmc_ir::{Checkpoint, Host, LanguageModel};
+use slmc_ir::{Checkpoint, Host, LanguageModel, TokenId};
 use slmc_model::{Decoder, Evaluator};
 use slmc_onnxruntime::{Runtime, Sizes};
 use slmc_recipe::{EvalConfig, Evaluation, StageError};
@@ -47,7 +47,11 @@ pub enum Subject {
 }
 
 impl Subject {
-    fn tokenizer(&self) -> Result<Tokenizer, StageError> {
+    /// How its texts are read.
+    ///
+    /// # Errors
+    /// When it has no tokenizer, or one that is not understood.
+    pub fn tokenizer(&self) -> Result<Tokenizer, StageError> {
         match self {
             Self::Checkpoint(checkpoint) => tokenizer_of(checkpoint),
             Self::Onnx(folder, _) => {
@@ -58,7 +62,19 @@ impl Subject {
         }
     }
 
-    fn model(
+    /// Tokens that end what it writes.
+    pub fn ends(&self) -> Vec<TokenId> {
+        match self {
+            Self::Checkpoint(checkpoint) => stop_tokens(checkpoint),
+            Self::Onnx(folder, _) => folder.ends.clone(),
+        }
+    }
+
+    /// The model, ready to be asked.
+    ///
+    /// # Errors
+    /// When it cannot be loaded, or not as is wished.
+    pub fn model(
         &self,
         exactness: Exactness,
         surroundings: &Surroundings,
@@ -143,38 +159,39 @@ pub fn divergence_of(
     surroundings: &Surroundings,
     host: &dyn Host,
 ) -> Result<Divergence, StageError> {
-    let tokenizer = subject.tokenizer()?;
-    if !same_vocabulary(&tokenizer, &baseline.tokenizer()?) {
-        let message =
-            "the two models have different tokenizers: their distributions are about different tokens";
-        return Err(StageError::Input(message.to_owned()));
-    }
+    let tokenizer = shared_tokenizer(subject, baseline)?;
     let text = EvalText::new(&tokenizer, &text_of(data, surroundings)?).map_err(eval_error)?;
     let mut model = subject.model(exactness, surroundings)?;
     let mut base = baseline.model(exactness, surroundings)?;
     slmc_eval::kl_divergence(&mut *model, &mut *base, &text, windowing, host).map_err(eval_error)
 }
 
-/// A checkpoint beside a baseline on the text of a dataset, token by token.
+/// A model beside a baseline on the text of a dataset, token by token.
 pub fn paired_on_text(
-    checkpoint: &Checkpoint,
-    baseline: &Checkpoint,
+    subject: &Subject,
+    baseline: &Subject,
     data: &str,
     windowing: Windowing,
     exactness: Exactness,
     surroundings: &Surroundings,
     host: &dyn Host,
 ) -> Result<Paired, StageError> {
-    let tokenizer = tokenizer_of(checkpoint)?;
-    if !same_vocabulary(&tokenizer, &tokenizer_of(baseline)?) {
+    let tokenizer = shared_tokenizer(subject, baseline)?;
+    let text = EvalText::new(&tokenizer, &text_of(data, surroundings)?).map_err(eval_error)?;
+    let mut model = subject.model(exactness, surroundings)?;
+    let mut base = baseline.model(exactness, surroundings)?;
+    slmc_eval::compare_pair(&mut *model, &mut *base, &text, windowing, host).map_err(eval_error)
+}
+
+/// The tokenizer of two models that are compared token by token.
+fn shared_tokenizer(subject: &Subject, baseline: &Subject) -> Result<Tokenizer, StageError> {
+    let tokenizer = subject.tokenizer()?;
+    if !same_vocabulary(&tokenizer, &baseline.tokenizer()?) {
         let message =
             "the two models have different tokenizers: their distributions are about different tokens";
         return Err(StageError::Input(message.to_owned()));
     }
-    let text = EvalText::new(&tokenizer, &text_of(data, surroundings)?).map_err(eval_error)?;
-    let mut model = measured_model(checkpoint, exactness, surroundings)?;
-    let mut base = measured_model(baseline, exactness, surroundings)?;
-    slmc_eval::compare_pair(&mut *model, &mut *base, &text, windowing, host).map_err(eval_error)
+    Ok(tokenizer)
 }
 
 fn eval_error(error: EvalError) -> StageError {

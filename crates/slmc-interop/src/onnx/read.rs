@@ -1,9 +1,12 @@
 //! A folder for onnxruntime-genai, as far as running it needs: the graph itself is the runtime's to read.
 
-use std::path::{Component, Path, PathBuf};
+use std::{
+    path::{Component, Path, PathBuf},
+    slice,
+};
 
-use serde_json::Map;
-use slmc_ir::TokenizerFiles;
+use serde_json::{Map, Value};
+use slmc_ir::{TokenId, TokenizerFiles};
 
 use super::GENAI_CONFIG;
 use crate::{
@@ -30,6 +33,8 @@ pub struct OnnxFolder {
     pub vocab_size: usize,
     /// Longest sequence, in tokens.
     pub context_len: usize,
+    /// Tokens that end a text.
+    pub ends: Vec<TokenId>,
     /// The tokenizer's files, where they are beside it.
     pub tokenizer: Option<TokenizerFiles>,
 }
@@ -73,9 +78,19 @@ impl OnnxFolder {
             d_head: decoder.required_size("head_size")?,
             vocab_size: model.required_size("vocab_size")?,
             context_len: model.required_size("context_length")?,
+            ends: ends(model)?,
             tokenizer: None,
         })
     }
+}
+
+/// One id or several, as the runtime takes both.
+fn ends(model: Fields<'_>) -> Result<Vec<TokenId>, FieldError> {
+    let given = model.get("eos_token_id");
+    let ids = given.map_or(&[][..], |given| given.as_array().map_or(slice::from_ref(given), Vec::as_slice));
+    let id = |id: &Value| id.as_u64().and_then(|id| TokenId::try_from(id).ok());
+    let all: Option<Vec<TokenId>> = ids.iter().map(id).collect();
+    all.ok_or_else(|| model.unsupported("eos_token_id", "it must be a token's id, or a list of them"))
 }
 
 #[cfg(test)]
@@ -100,12 +115,21 @@ mod tests {
         let found = opened(&config("model.onnx", 3)).unwrap();
         assert_eq!((found.n_layers, found.n_kv_heads, found.d_head), (3, 2, 4));
         assert_eq!((found.vocab_size, found.context_len), (9, 64));
-        assert!(found.model.ends_with("model.onnx") && found.tokenizer.is_none());
+        assert!(found.model.ends_with("model.onnx") && found.tokenizer.is_none() && found.ends.is_empty());
+        let ending = |ends: &str| {
+            config("model.onnx", 3)
+                .replacen('{', &format!("{{\"model\": {{\"eos_token_id\": {ends}, "), 1)
+                .replacen("\"model\": {\"context", "\"context", 1)
+        };
+        assert_eq!(opened(&ending("7")).unwrap().ends, [7]);
+        assert_eq!(opened(&ending("[7, 8]")).unwrap().ends, [7, 8]);
         for (wrong, what) in [
             (config("../model.onnx", 3), "filename"),
             (config("/etc/passwd", 3), "filename"),
             (config("", 3), "filename"),
             (config("model.onnx", 1 << 60), "num_hidden_layers"),
+            (ending("[7, -1]"), "eos_token_id"),
+            (ending("\"</s>\""), "eos_token_id"),
             ("{}".to_owned(), "model"),
             ("[]".to_owned(), "JSON"),
         ] {
