@@ -31,8 +31,19 @@ fn span(n_points: f32) -> [f32; 2] {
     }
 }
 
-/// Candidates over the whole span.
-pub(crate) fn wide(grid: &Grid, w: &[f32], unit: UnitScales) -> Candidates {
+/// Sets of candidates that the whole span takes. What a scale and a min cost together has many valleys: sixteen pairs
+/// are too few to find a deep one.
+pub(crate) fn n_wide(grid: &Grid) -> usize {
+    if grid.scales.has_min() { 4 } else { 1 }
+}
+
+/// How far apart the candidates of each closer look are, as a share of those of the first.
+pub(crate) fn closer_looks(grid: &Grid) -> &'static [f32] {
+    if grid.scales.has_min() { &[1.0, 0.4] } else { &[1.0] }
+}
+
+/// The candidates of a set: all sets together cover the whole span.
+pub(crate) fn wide(grid: &Grid, w: &[f32], unit: UnitScales, set: usize) -> Candidates {
     let [low, high] = grid.ends();
     let [from, to] = span(high - low + 1.0);
     if grid.scales.has_min() {
@@ -45,9 +56,10 @@ pub(crate) fn wide(grid: &Grid, w: &[f32], unit: UnitScales) -> Candidates {
             }
             _ => (least, most),
         };
-        let cut = |i: usize| (most - least) * (1.0 - from) / 2.0 * (i as f32 / 3.0 * 1.1 - 0.1);
+        // Eight places of either end, from a little beyond it; a set has every other of both.
+        let cut = |i: usize| (most - least) * (1.0 - from) / 2.0 * (i as f32 / 7.0 * 1.2 - 0.1);
         return candidates(grid, unit, |i| {
-            let (bottom, top) = (least + cut(i % 4), most - cut(i / 4));
+            let (bottom, top) = (least + cut(i % 4 * 2 + set % 2), most - cut(i / 4 * 2 + set / 2));
             [(top - bottom) / high, -bottom]
         });
     }
@@ -71,11 +83,11 @@ pub(crate) fn wide(grid: &Grid, w: &[f32], unit: UnitScales) -> Candidates {
     }
 }
 
-/// Candidates around the best of those.
-pub(crate) fn narrow(grid: &Grid, unit: UnitScales, [scale, min]: [f32; 2]) -> Candidates {
+/// Candidates around the best so far. Where scales are integers, all looks are alike.
+pub(crate) fn narrow(grid: &Grid, unit: UnitScales, [scale, min]: [f32; 2], fineness: f32) -> Candidates {
     let [low, high] = grid.ends();
     let [from, to] = span(high - low + 1.0);
-    let step = (to - from) / 10.0;
+    let step = (to - from) / 10.0 * fineness;
     match grid.scales {
         Scales::Integers { .. } => candidates(grid, unit, |i| [scale + (i as f32 - 8.0) * unit.scale, 0.0]),
         Scales::IntegersAndMin { .. } => candidates(grid, unit, |i| {
@@ -83,7 +95,7 @@ pub(crate) fn narrow(grid: &Grid, unit: UnitScales, [scale, min]: [f32; 2]) -> C
         }),
         Scales::HalfAndMin => candidates(grid, unit, |i| {
             let (s, m) = ((i % 4) as f32 - 1.5, (i / 4) as f32 - 1.5);
-            [scale * (1.0 + s * step * 0.3), min + m * scale * 0.25]
+            [scale * (1.0 + s * step * 0.3), min + m * scale * 0.25 * fineness]
         }),
         Scales::HalfAndZero => candidates(grid, unit, |i| {
             let (s, m) = ((i % 8) as f32 - 3.5, (i / 8) as f32);

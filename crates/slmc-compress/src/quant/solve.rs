@@ -9,10 +9,10 @@ use super::{
     codes::Codes,
     factor::Factor,
     grid::{Grid, Scales},
-    propose::{UnitScales, half, narrow, wide},
+    propose::{UnitScales, closer_looks, half, n_wide, narrow, wide},
     refine::refine,
     round::{Round, with_round},
-    trial::{Block, LANES, cheapest, commit, costs},
+    trial::{Block, Candidates, LANES, cheapest, commit, costs},
     widest::widest,
 };
 use crate::{CompressError, MatRef};
@@ -210,7 +210,7 @@ impl Rows {
     }
 }
 
-/// The cheapest scale and min of a group: a wide look, then a close one around its best.
+/// The cheapest scale and min of a group: a wide look, then closer ones around its best.
 #[inline(always)]
 fn search<R: Round, const FEEDBACK: bool>(
     round: R,
@@ -220,12 +220,21 @@ fn search<R: Round, const FEEDBACK: bool>(
     unit: UnitScales,
     room: &mut [[f32; LANES]],
 ) -> [f32; 2] {
-    let first = wide(grid, w, unit);
-    let (at, cost) = cheapest(&costs::<R, FEEDBACK>(round, w, block, &first, room));
-    let best = [first.scale[at], first.min[at]];
-    let second = narrow(grid, unit, best);
-    let (at, closer) = cheapest(&costs::<R, FEEDBACK>(round, w, block, &second, room));
-    if closer < cost { [second.scale[at], second.min[at]] } else { best }
+    let mut best = ([0.0; 2], f32::INFINITY);
+    let mut look = |best: &mut ([f32; 2], f32), candidates: &Candidates| {
+        let (at, cost) = cheapest(&costs::<R, FEEDBACK>(round, w, block, candidates, room));
+        if cost < best.1 {
+            *best = ([candidates.scale[at], candidates.min[at]], cost);
+        }
+    };
+    for look_at in 0..n_wide(grid) {
+        look(&mut best, &wide(grid, w, unit, look_at));
+    }
+    for &fineness in closer_looks(grid) {
+        let around = best.0;
+        look(&mut best, &narrow(grid, unit, around, fineness));
+    }
+    best.0
 }
 
 /// Takes the errors of a group's columns times their rows of `U` from all columns after it.
