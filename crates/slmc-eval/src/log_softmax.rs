@@ -23,6 +23,8 @@ pub(crate) fn exp_of_non_positive(x: f32) -> f32 {
 
 /// Partial sums that a row is spread over: fixed, so that the result does not depend on the machine.
 const LANES: usize = 16;
+/// Exponentials that are made before they are added, in chunks of as many as there are lanes.
+const CHUNKS_AHEAD: usize = 32;
 
 /// The logarithm of the sum of exponentials of a row; `None` if it holds NaN or infinity.
 pub(crate) fn log_sum_exp(row: &[f32]) -> Option<f64> {
@@ -35,9 +37,17 @@ pub(crate) fn log_sum_exp(row: &[f32]) -> Option<f64> {
             for &x in rest {
                 sums[0] += f64::from(exp_of_non_positive(x - max));
             }
-            for chunk in chunks {
-                for (sum, &x) in sums.iter_mut().zip(chunk) {
-                    *sum += f64::from(exp_of_non_positive(x - max));
+            // Each its own loop: together they would be compiled for registers of f64, half as many numbers at a time.
+            let mut exponentials = [[0.0_f32; LANES]; CHUNKS_AHEAD];
+            for chunks in chunks.chunks(CHUNKS_AHEAD) {
+                let exponentials = &mut exponentials[..chunks.len()];
+                for (made, &x) in exponentials.as_flattened_mut().iter_mut().zip(chunks.as_flattened()) {
+                    *made = exp_of_non_positive(x - max);
+                }
+                for made in exponentials {
+                    for (sum, &made) in sums.iter_mut().zip(&*made) {
+                        *sum += f64::from(made);
+                    }
                 }
             }
             Some(f64::from(max) + sums.iter().sum::<f64>().ln())
