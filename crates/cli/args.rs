@@ -11,6 +11,7 @@ mod tasks;
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Parser, Subcommand};
+use slmc_stages::Exactness;
 
 pub use gate::{GateArgs, MemoryArgs};
 pub use lora::{LoraAverageArgs, LoraExportArgs, LoraMergeArgs, LoraTrainArgs, LoraVerb};
@@ -318,6 +319,33 @@ pub enum EvalVerb {
     Compare(CompareArgs),
 }
 
+/// How the engine computes.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct ExactnessArgs {
+    /// Keep activations and cache in f32: the weights as they decode, slower
+    #[arg(long, conflicts_with = "cache")]
+    pub exact: bool,
+    /// How keys and values are kept: int8 takes little more than half of f16's memory
+    #[arg(long, value_enum, default_value = "f16", value_name = "TYPE")]
+    pub cache: CacheType,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum CacheType {
+    F16,
+    Int8,
+}
+
+impl ExactnessArgs {
+    pub fn exactness(self) -> Exactness {
+        match (self.exact, self.cache) {
+            (true, _) => Exactness::Exact,
+            (false, CacheType::F16) => Exactness::Fast,
+            (false, CacheType::Int8) => Exactness::SmallCache,
+        }
+    }
+}
+
 #[derive(Debug, clap::Args)]
 pub struct TextArgs {
     /// Text, JSONL, a folder of texts or a dataset manifest
@@ -329,9 +357,8 @@ pub struct TextArgs {
     /// Chunks; all of the text when absent
     #[arg(long, value_name = "N")]
     pub chunks: Option<usize>,
-    /// Keep activations and cache in f32: the weights as they decode, slower
-    #[arg(long)]
-    pub exact: bool,
+    #[command(flatten)]
+    pub how: ExactnessArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -395,9 +422,8 @@ pub struct SamplingArgs {
     /// Tokens that it writes ahead
     #[arg(long, default_value_t = 4, value_name = "N")]
     pub draft_tokens: usize,
-    /// Keep activations and cache in f32: the weights as they decode, slower
-    #[arg(long)]
-    pub exact: bool,
+    #[command(flatten)]
+    pub how: ExactnessArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -435,9 +461,8 @@ pub struct BenchArgs {
     /// Runs, after one to warm up; medians are reported
     #[arg(long, default_value_t = 3, value_name = "N")]
     pub runs: usize,
-    /// Keep activations and cache in f32
-    #[arg(long)]
-    pub exact: bool,
+    #[command(flatten)]
+    pub how: ExactnessArgs,
 }
 
 #[derive(Debug, Subcommand)]

@@ -17,7 +17,7 @@ pub fn bench(args: &BenchArgs, session: &Session<'_>) -> Result<(), Failure> {
         return Err(input_error("--pp, --tg and --runs: at least 1 of each"));
     }
     let checkpoint = model::open(&args.model)?;
-    let engine = engine::load(&checkpoint, args.exact, session)?;
+    let engine = engine::load(&checkpoint, args.how.exactness(), session)?;
     let Runs { mut reading, mut writing, mut energy } =
         Runs::measure(&engine, [args.pp, args.tg], args.runs, session)?;
     let (pp, tg) = (median(&mut reading), median(&mut writing));

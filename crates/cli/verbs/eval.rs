@@ -6,7 +6,7 @@ use slmc_eval::{Protocol, Windowing};
 use slmc_interop::OnnxFolder;
 use slmc_onnxruntime::Runtime;
 use slmc_recipe::StageError;
-use slmc_stages::{Exactness, Subject, divergence_of, perplexity_of};
+use slmc_stages::{Subject, divergence_of, perplexity_of};
 
 use super::{Session, model, onnx, tasks};
 use crate::{
@@ -38,7 +38,7 @@ fn ppl(args: &PplArgs, session: &Session<'_>) -> Result<(), Failure> {
         &subject,
         &text.data,
         windowing,
-        exactness(text.exact),
+        text.how.exactness(),
         &session.surroundings,
         session.terminal,
     );
@@ -71,7 +71,7 @@ fn kld(args: &KldArgs, session: &Session<'_>) -> Result<(), Failure> {
         &baseline,
         &text.data,
         Windowing::llama(text.ctx, text.chunks),
-        exactness(text.exact),
+        text.how.exactness(),
         &session.surroundings,
         session.terminal,
     );
@@ -103,11 +103,6 @@ pub fn subject(name: &str, loaded: &mut Option<Runtime>) -> Result<Subject, Fail
         }
     };
     Ok(Subject::Onnx(Box::new(folder), runtime))
-}
-
-/// What `--exact` means.
-pub fn exactness(exact: bool) -> Exactness {
-    if exact { Exactness::Exact } else { Exactness::Fast }
 }
 
 /// How a failed measurement ends the program.

@@ -53,7 +53,7 @@ impl<'a> Writer<'a> {
     fn open(path: &str, args: &'a SamplingArgs, session: &'a Session<'a>) -> Result<Self, Failure> {
         let checkpoint = model::open(path)?;
         let tokenizer = tokenizer_of(&checkpoint).map_err(stage_failure)?;
-        let engine = engine::load(&checkpoint, args.exact, session)?;
+        let engine = engine::load(&checkpoint, args.how.exactness(), session)?;
         let stops = stop_tokens(&checkpoint);
         let mut writer = Self { checkpoint, tokenizer, engine, draft: None, stops, args, session };
         if let Some(path) = &args.draft {

@@ -12,7 +12,7 @@ use slmc_engine::text_prompt;
 use slmc_formats::AtomicFile;
 use slmc_ir::Host as _;
 use slmc_report::{Curves, Histogram, RunView, Sample, Samples, page};
-use slmc_stages::{activations, open_model, tokenizer_of};
+use slmc_stages::{Exactness, activations, open_model, tokenizer_of};
 
 use super::{Session, bench, engine, eval::stage_failure};
 use crate::{
@@ -234,7 +234,7 @@ fn speeds(artefacts: &[(String, String)], session: &Session<'_>) -> Result<Vec<O
             speeds.push(None);
             continue;
         };
-        let engine = engine::load(&checkpoint, false, session)?;
+        let engine = engine::load(&checkpoint, Exactness::Fast, session)?;
         speeds.push(Some(bench::speed(&engine, LENGTHS, session)?));
     }
     Ok(speeds)
@@ -251,7 +251,7 @@ fn write_samples(
     for (name, path) in artefacts {
         let Some(checkpoint) = opened(name, path, session) else { continue };
         let tokenizer = tokenizer_of(&checkpoint).map_err(stage_failure)?;
-        let engine = engine::load(&checkpoint, false, session)?;
+        let engine = engine::load(&checkpoint, Exactness::Fast, session)?;
         let tokens = greedy(&engine, &tokenizer, prompt, max_tokens)?;
         let text = |&token: &u32| tokenizer.decode(&[token]).unwrap_or_default();
         written.push(Sample { name: name.clone(), tokens: tokens.iter().map(text).collect() });

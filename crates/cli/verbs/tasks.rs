@@ -12,11 +12,11 @@ use slmc_eval::{
 use slmc_gate::{SessionModel, locate_task};
 use slmc_ir::LanguageModel;
 use slmc_onnxruntime::Runtime;
-use slmc_stages::Subject;
+use slmc_stages::{Exactness, Subject};
 
 use super::{
     Session, engine,
-    eval::{exactness, stage_failure, subject},
+    eval::{stage_failure, subject},
     gate,
 };
 use crate::{
@@ -89,7 +89,7 @@ fn run(
     match &subject {
         // In a session, which keeps what choices share.
         Subject::Checkpoint(checkpoint) => {
-            let engine = engine::load(checkpoint, exact, session)?;
+            let engine = engine::load(checkpoint, exactness(exact), session)?;
             let capacity = CONTEXT.min(engine.spec().context_len);
             ask(&mut SessionModel::new(&engine, capacity).map_err(engine::failure)?)
         }
@@ -238,4 +238,9 @@ fn text_line(figures: &slmc_eval::PairedFigures) -> String {
         100.0 * increase.high,
         figures.kld.estimate
     )
+}
+
+/// What `--exact` means.
+fn exactness(exact: bool) -> Exactness {
+    if exact { Exactness::Exact } else { Exactness::Fast }
 }

@@ -92,6 +92,7 @@ impl State {
         match layers {
             Layers::F16(layers) => buffers.blocks(rows, first_wanted, layers),
             Layers::F32(layers) => buffers.blocks(rows, first_wanted, layers),
+            Layers::Int8(layers) => buffers.blocks(rows, first_wanted, layers),
         }
         Ok(())
     }

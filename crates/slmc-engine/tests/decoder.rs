@@ -116,6 +116,27 @@ fn an_f16_cache_costs_what_rounding_keys_and_values_costs() {
 }
 
 #[test]
+fn an_int8_cache_costs_little_and_the_same_however_it_is_filled() {
+    // A byte is off by a quarter of 1/127 of the largest number of its head, which is two to three times the common one; f16 by
+    // a quarter of 2^-10 of the number itself: a factor of 20 to 30, and twice that is an error in the code.
+    let spec = llama(400);
+    let checkpoint = checkpoint(&spec, 4, Format::F32);
+    let tokens = tokens(&spec, 300);
+    let exact = wide(&run(&checkpoint, FLOAT, &tokens, 300));
+    let on = |kv, n_threads, at_once| {
+        let options = EngineOptions { kv, n_threads, ..FLOAT };
+        run(&checkpoint, options, &tokens, at_once)
+    };
+    let all = on(KvType::Int8, 1, 300);
+    let [cost, half] = [&all, &on(KvType::F16, 1, 300)].map(|rows| distance(&wide(rows), &exact));
+    let factor = cost / half;
+    assert!(factor > 10.0 && factor < 60.0, "bytes {cost}, f16 {half}");
+    for (n_threads, at_once) in [(2, 300), (2, 1), (3, 37)] {
+        assert!(on(KvType::Int8, n_threads, at_once) == all, "{n_threads} threads, {at_once} at once");
+    }
+}
+
+#[test]
 fn int8_activations_cost_what_rounding_to_int8_costs() {
     // The reference rounds its activations likewise; an engine that rounds no worse errs as much, in other places,
     // so by a factor near 1 over 48 × 264 logits. Twice that is an error in the code, not of the method.

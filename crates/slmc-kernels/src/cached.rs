@@ -25,6 +25,33 @@ pub enum Cached<'a> {
     F16(&'a [u16]),
     /// Single precision.
     F32(&'a [f32]),
+    /// Bytes, as [`to_bytes`] makes them of a key or a value.
+    Int8 {
+        /// The bytes.
+        numbers: &'a [i8],
+        /// What those of each key are multiplied by: finite for whole tiles of keys.
+        scales: &'a [f32],
+    },
+}
+
+/// Rounds the numbers of a key or a value to bytes, ties to even, and returns what these are to be multiplied by. Where one is
+/// not finite the scale is not either.
+///
+/// # Panics
+/// When there are not as many bytes as numbers.
+pub fn to_bytes(numbers: &[f32], bytes: &mut [i8]) -> f32 {
+    /// Adding it leaves the nearest integer in the low bits: 1.5 · 2²³.
+    const ROUND: f32 = 12_582_912.0;
+    assert_eq!(numbers.len(), bytes.len(), "as many bytes as numbers");
+    // As integers, magnitudes are in order, and NaN is above infinity.
+    let magnitude = |x: &f32| x.to_bits() & 0x7fff_ffff;
+    let largest = f32::from_bits(numbers.iter().map(magnitude).fold(0, u32::max));
+    // Below this the inverse would be infinite.
+    let inverse = if largest < 1e-30 { 0.0 } else { 127.0 / largest };
+    for (byte, number) in bytes.iter_mut().zip(numbers) {
+        *byte = (number * inverse + ROUND).to_bits() as i8;
+    }
+    largest / 127.0
 }
 
 /// The cache of one head: room for any number of keys, of which those that are asked for are there.
@@ -90,8 +117,15 @@ impl Softmax {
         assert_eq!(queries.len(), self.largest.len() * head.d, "as many queries as rows");
         assert_eq!(self.width, padded(head.d), "values as wide as the mix");
         match (head.keys, head.values) {
-            (Cached::F16(keys), Cached::F16(values)) => run(&job, self, keys, values),
-            (Cached::F32(keys), Cached::F32(values)) => run(&job, self, keys, values),
+            (Cached::F16(keys), Cached::F16(values)) => run(&job, self, [keys, values].map(Held::plain)),
+            (Cached::F32(keys), Cached::F32(values)) => run(&job, self, [keys, values].map(Held::plain)),
+            (
+                Cached::Int8 { numbers: keys, scales },
+                Cached::Int8 { numbers: values, scales: value_scales },
+            ) => {
+                let held = [(keys, scales), (values, value_scales)];
+                run(&job, self, held.map(|(numbers, scales)| Held { numbers, scales }));
+            }
             _ => panic!("keys and values are kept alike"),
         }
     }
@@ -135,8 +169,24 @@ struct Job<'a> {
     keys: Range<usize>,
 }
 
+/// Numbers of keys or values.
+#[derive(Clone, Copy)]
+struct Held<'a, N> {
+    numbers: &'a [N],
+    /// Of each key; none where numbers are what they are.
+    scales: &'a [f32],
+}
+
+impl<'a, N> Held<'a, N> {
+    fn plain(numbers: &'a [N]) -> Self {
+        Self { numbers, scales: &[] }
+    }
+}
+
 /// A number as it is kept.
 trait Number: Copy {
+    /// Whether it is a multiple of a scale.
+    const SCALED: bool = false;
     fn load<S: Simd>(s: S, from: &[Self; LANES]) -> S::Floats;
 }
 
@@ -154,26 +204,34 @@ impl Number for u16 {
     }
 }
 
-fn run<N: Number>(job: &Job<'_>, state: &mut Softmax, keys: &[N], values: &[N]) {
+impl Number for i8 {
+    const SCALED: bool = true;
+    #[inline(always)]
+    fn load<S: Simd>(s: S, from: &[i8; LANES]) -> S::Floats {
+        s.load_i8(from)
+    }
+}
+
+fn run<N: Number>(job: &Job<'_>, state: &mut Softmax, held: [Held<'_, N>; 2]) {
     #[cfg(target_arch = "x86_64")]
     {
         use crate::packed::{Avx2, Avx512};
 
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-        fn avx512<N: Number>(s: Avx512, job: &Job<'_>, state: &mut Softmax, keys: &[N], values: &[N]) {
-            stretches(s, job, state, keys, values);
+        fn avx512<N: Number>(s: Avx512, job: &Job<'_>, state: &mut Softmax, held: [Held<'_, N>; 2]) {
+            stretches(s, job, state, held);
         }
         #[target_feature(enable = "avx2,fma,f16c")]
-        fn avx2<N: Number>(s: Avx2, job: &Job<'_>, state: &mut Softmax, keys: &[N], values: &[N]) {
-            stretches(s, job, state, keys, values);
+        fn avx2<N: Number>(s: Avx2, job: &Job<'_>, state: &mut Softmax, held: [Held<'_, N>; 2]) {
+            stretches(s, job, state, held);
         }
         match Isa::best() {
             // SAFETY: the value proves that the CPU has what the function is compiled for.
             #[allow(unsafe_code)]
-            Isa::Amx(s, _) | Isa::Avx512(s) => return unsafe { avx512(s, job, state, keys, values) },
+            Isa::Amx(s, _) | Isa::Avx512(s) => return unsafe { avx512(s, job, state, held) },
             // SAFETY: as above.
             #[allow(unsafe_code)]
-            Isa::Avx2(s) => return unsafe { avx2(s, job, state, keys, values) },
+            Isa::Avx2(s) => return unsafe { avx2(s, job, state, held) },
             Isa::Portable(_) => {}
         }
     }
@@ -182,35 +240,35 @@ fn run<N: Number>(job: &Job<'_>, state: &mut Softmax, keys: &[N], values: &[N]) 
         use crate::packed::Neon;
 
         #[target_feature(enable = "neon,dotprod")]
-        fn neon<N: Number>(s: Neon, job: &Job<'_>, state: &mut Softmax, keys: &[N], values: &[N]) {
-            stretches(s, job, state, keys, values);
+        fn neon<N: Number>(s: Neon, job: &Job<'_>, state: &mut Softmax, held: [Held<'_, N>; 2]) {
+            stretches(s, job, state, held);
         }
         if let Isa::Neon(s) = Isa::best() {
             // SAFETY: the value proves that the CPU has what the function is compiled for.
             #[allow(unsafe_code)]
-            return unsafe { neon(s, job, state, keys, values) };
+            return unsafe { neon(s, job, state, held) };
         }
     }
-    stretches(crate::packed::Portable, job, state, keys, values);
+    stretches(crate::packed::Portable, job, state, held);
 }
 
 #[inline(always)]
-fn stretches<S: Simd, N: Number>(s: S, job: &Job<'_>, state: &mut Softmax, keys: &[N], values: &[N]) {
+fn stretches<S: Simd, N: Number>(s: S, job: &Job<'_>, state: &mut Softmax, held: [Held<'_, N>; 2]) {
     // Of each row all scores of a stretch are set before they are used.
     let mut scores = [[0.0_f32; STRETCH]; TOGETHER];
     for from in job.keys.clone().step_by(STRETCH) {
         let to = job.keys.end.min(from + STRETCH);
         let (mut row, n_rows) = (0, state.largest.len());
         while row + TOGETHER <= n_rows {
-            strip::<S, N, TOGETHER>(s, job, state, [keys, values], row, from..to, &mut scores);
+            strip::<S, N, TOGETHER>(s, job, state, held, row, from..to, &mut scores);
             row += TOGETHER;
         }
         while row + 3 <= n_rows {
-            strip::<S, N, 3>(s, job, state, [keys, values], row, from..to, &mut scores);
+            strip::<S, N, 3>(s, job, state, held, row, from..to, &mut scores);
             row += 3;
         }
         while row < n_rows {
-            strip::<S, N, 1>(s, job, state, [keys, values], row, from..to, &mut scores);
+            strip::<S, N, 1>(s, job, state, held, row, from..to, &mut scores);
             row += 1;
         }
     }
@@ -223,7 +281,7 @@ fn strip<S: Simd, N: Number, const T: usize>(
     s: S,
     job: &Job<'_>,
     state: &mut Softmax,
-    [keys, values]: [&[N]; 2],
+    [keys, values]: [Held<'_, N>; 2],
     row: usize,
     stretch: Range<usize>,
     scores: &mut [[f32; STRETCH]; TOGETHER],
@@ -243,21 +301,27 @@ fn strip<S: Simd, N: Number, const T: usize>(
     let mut tile = 0;
     // Two registers at once where there are enough: twice as many sums hide the additions' latency.
     while !S::FEW_REGISTERS && (tile + 2) * LANES <= n.next_multiple_of(LANES) {
-        score::<S, N, T, 2>(s, &queries, keys, stretch.start / LANES + tile, scores, tile);
+        score::<S, N, T, 2>(s, &queries, keys.numbers, stretch.start / LANES + tile, scores, tile);
         tile += 2;
     }
     while tile < n.div_ceil(LANES) {
-        score::<S, N, T, 1>(s, &queries, keys, stretch.start / LANES + tile, scores, tile);
+        score::<S, N, T, 1>(s, &queries, keys.numbers, stretch.start / LANES + tile, scores, tile);
         tile += 1;
     }
     let mut factors = [1.0; T];
     for t in 0..T {
         let seen = (job.position + (row + t) / job.group + 1).saturating_sub(stretch.start).min(n);
         let scores = &mut scores[t].as_chunks_mut().0[..n.div_ceil(LANES)];
+        if N::SCALED {
+            scale(scores, &keys.scales[stretch.start..]);
+        }
         factors[t] = soften(scores, seen, &mut state.largest[row + t], &mut state.total[row + t]);
+        if N::SCALED {
+            scale(scores, &values.scales[stretch.start..]);
+        }
     }
     let width = padded(d);
-    let values = &values[stretch.start * width..(stretch.start + n) * width];
+    let values = &values.numbers[stretch.start * width..(stretch.start + n) * width];
     let mix = &mut state.mix[row * width..(row + T) * width];
     let mut unit = 0;
     while !S::FEW_REGISTERS && unit + 2 * LANES <= width {
@@ -343,6 +407,14 @@ fn mix_in<S: Simd, N: Number, const T: usize, const U: usize>(
             s.store(sums[t][u], held.try_into().expect("a register"));
         }
     }
+}
+
+/// Multiplies what was made of each key by the key's scale.
+#[inline(always)]
+fn scale(scores: &mut [[f32; LANES]], scales: &[f32]) {
+    let scores = scores.as_flattened_mut();
+    let n = scores.len();
+    scores.iter_mut().zip(&scales[..n]).for_each(|(score, scale)| *score *= scale);
 }
 
 /// Turns the first `seen` scores into weights relative to the row's largest score so far, the others into zeros;
@@ -466,17 +538,90 @@ mod tests {
         let (tiles, rows) = cache(&keys, &values, n, d);
         let halves = |x: &[f32]| x.iter().map(|&x| slmc_blocks::f32_to_f16(x)).collect::<Vec<_>>();
         let (tiles, rows) = (halves(&tiles), halves(&rows));
+        let held = [&tiles[..], &rows[..]].map(Held::plain);
         let job = Job { queries: &queries, group, position: n - 7, d, keys: 0..n };
         let on = |isa: Isa| {
             let mut state = Softmax::default();
             state.reset(7 * group, d);
             match isa {
-                Isa::Portable(s) => stretches(s, &job, &mut state, &tiles, &rows),
-                _ => run(&job, &mut state, &tiles, &rows),
+                Isa::Portable(s) => stretches(s, &job, &mut state, held),
+                _ => run(&job, &mut state, held),
             }
             (state.largest, state.total, state.mix)
         };
         assert_eq!(on(Isa::best()), on(Isa::Portable(crate::packed::Portable)));
+    }
+
+    /// Keys and values as bytes, in the cache's places, and the scales of whole tiles.
+    fn byte_cache(keys: &[f32], values: &[f32], n: usize, d: usize) -> ([Vec<i8>; 2], [Vec<f32>; 2]) {
+        let capacity = n.next_multiple_of(LANES);
+        let mut numbers = [vec![99; capacity * d], vec![99; capacity * padded(d)]];
+        let mut scales = [vec![0.0; capacity], vec![0.0; capacity]];
+        let mut key = vec![0; d];
+        for k in 0..n {
+            scales[0][k] = to_bytes(&keys[k * d..(k + 1) * d], &mut key);
+            let (first, apart) = key_place(k, d);
+            (0..d).for_each(|i| numbers[0][first + i * apart] = key[i]);
+            let value = &mut numbers[1][k * padded(d)..][..padded(d)];
+            value.fill(0);
+            scales[1][k] = to_bytes(&values[k * d..(k + 1) * d], &mut value[..d]);
+        }
+        (numbers, scales)
+    }
+
+    #[test]
+    fn bytes_are_numbers_times_their_keys_scales_on_every_instruction_set() {
+        let (d, group, n) = (40, 3, 150);
+        let queries = numbers(7 * group * d, 4);
+        let (keys, values) = (numbers(n * d, 5), numbers(n * d, 6));
+        let ([tiles, rows], [key_scales, value_scales]) = byte_cache(&keys, &values, n, d);
+        // What the bytes stand for, in f64.
+        let rounded = |numbers: &[f32]| -> Vec<f32> {
+            let mut bytes = vec![0; d];
+            let decode = |numbers: &[f32]| {
+                let scale = to_bytes(numbers, &mut bytes);
+                bytes.iter().map(|&byte| f32::from(byte) * scale).collect::<Vec<_>>()
+            };
+            numbers.chunks(d).flat_map(decode).collect()
+        };
+        let expected = plain(&queries, group, n - 7, &rounded(&keys), &rounded(&values), d);
+        let head = CachedHead {
+            keys: Cached::Int8 { numbers: &tiles, scales: &key_scales },
+            values: Cached::Int8 { numbers: &rows, scales: &value_scales },
+            d,
+        };
+        let found = attend(&queries, group, n - 7, head, n);
+        let worst = crate::testing::worst(&found, &expected);
+        assert!(worst < 2e-6, "{worst}");
+        // And near what was rounded.
+        let worst = crate::testing::worst(&found, &plain(&queries, group, n - 7, &keys, &values, d));
+        assert!(worst > 1e-6 && worst < 1e-2, "{worst}");
+
+        let held = [
+            Held { numbers: &tiles[..], scales: &key_scales },
+            Held { numbers: &rows[..], scales: &value_scales },
+        ];
+        let job = Job { queries: &queries, group, position: n - 7, d, keys: 0..n };
+        let on = |isa: Isa| {
+            let mut state = Softmax::default();
+            state.reset(7 * group, d);
+            match isa {
+                Isa::Portable(s) => stretches(s, &job, &mut state, held),
+                _ => run(&job, &mut state, held),
+            }
+            (state.largest, state.total, state.mix)
+        };
+        assert_eq!(on(Isa::best()), on(Isa::Portable(crate::packed::Portable)));
+    }
+
+    #[test]
+    fn bytes_of_what_is_not_finite_or_nothing() {
+        let mut bytes = [9; 3];
+        assert_eq!((to_bytes(&[0.0; 3], &mut bytes), bytes), (0.0, [0; 3]));
+        assert_eq!((to_bytes(&[1.0, -2.0, 0.5], &mut bytes), bytes), (2.0 / 127.0, [64, -127, 32]));
+        for bad in [f32::NAN, f32::INFINITY] {
+            assert!(!to_bytes(&[1.0, bad, 0.5], &mut bytes).is_finite());
+        }
     }
 
     #[test]

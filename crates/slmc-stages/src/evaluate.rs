@@ -1,7 +1,7 @@
 //! Measuring an artefact: with the engine, as it is and as it will be run; on a device where one is named.
 
 use slmc_data::Tokenizer;
-use slmc_engine::{Engine, EngineOptions, stop_tokens};
+use slmc_engine::{Engine, EngineOptions, KvType, stop_tokens};
 use slmc_eval::{Divergence, EvalError, EvalText, Paired, Perplexity, Windowing};
 use slmc_interop::OnnxFolder;
 use slmc_ir::{Checkpoint, Host, LanguageModel, TokenId};
@@ -33,8 +33,21 @@ pub fn evaluate(
 pub enum Exactness {
     /// As it generates: activations in int8 where weights are levels, cache in f16.
     Fast,
+    /// The same with a cache in int8.
+    SmallCache,
     /// The weights as they decode, everything else in f32.
     Exact,
+}
+
+impl Exactness {
+    /// What the engine is told.
+    pub const fn options(self, n_threads: usize) -> EngineOptions {
+        match self {
+            Self::Fast => EngineOptions::fast(n_threads),
+            Self::SmallCache => EngineOptions { kv: KvType::Int8, ..EngineOptions::fast(n_threads) },
+            Self::Exact => EngineOptions::exact(n_threads),
+        }
+    }
 }
 
 /// What is measured.
@@ -83,8 +96,9 @@ impl Subject {
             Self::Checkpoint(checkpoint) => return measured_model(checkpoint, exactness, surroundings),
             Self::Onnx(folder, runtime) => (folder, runtime),
         };
-        if exactness == Exactness::Exact || surroundings.device.is_some() {
-            let message = "--exact and --device are about other programs: an ONNX model runs in onnxruntime";
+        if exactness != Exactness::Fast || surroundings.device.is_some() {
+            let message =
+                "--exact, --cache and --device are about other programs: an ONNX model runs in onnxruntime";
             return Err(StageError::Input(message.to_owned()));
         }
         let OnnxFolder { n_layers, n_kv_heads, d_head, vocab_size, context_len, .. } = **folder;
@@ -115,8 +129,8 @@ fn measured_model(
     surroundings: &Surroundings,
 ) -> Result<Box<dyn LanguageModel>, StageError> {
     match &surroundings.device {
-        Some(device) if exactness == Exactness::Exact => Err(StageError::Input(format!(
-            "--exact is about the engine, --device {device} measures without it: give one of the two"
+        Some(device) if exactness != Exactness::Fast => Err(StageError::Input(format!(
+            "--exact and --cache are about the engine, --device {device} measures without it: give one of the two"
         ))),
         Some(_) => Ok(Box::new(evaluator_of(checkpoint, surroundings)?)),
         None => Ok(Box::new(engine_of(checkpoint, exactness)?)),
@@ -125,12 +139,8 @@ fn measured_model(
 
 /// The model in the engine, on as many threads as everything else uses.
 pub(crate) fn engine_of(checkpoint: &Checkpoint, exactness: Exactness) -> Result<Engine, StageError> {
-    let n_threads = rayon::current_num_threads();
-    let options = match exactness {
-        Exactness::Fast => EngineOptions::fast(n_threads),
-        Exactness::Exact => EngineOptions::exact(n_threads),
-    };
-    Engine::load(checkpoint, options).map_err(|e| StageError::Failed(e.to_string()))
+    Engine::load(checkpoint, exactness.options(rayon::current_num_threads()))
+        .map_err(|e| StageError::Failed(e.to_string()))
 }
 
 /// The model on the device, ready to be asked.

@@ -265,6 +265,10 @@ impl Simd for Avx2 {
         })
     }
     #[inline(always)]
+    fn load_i8(self, from: &[i8; 16]) -> Self::Floats {
+        both!(|i| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.as_ptr().add(8 * i).cast()))))
+    }
+    #[inline(always)]
     fn load_u8(self, from: &[u8; 16]) -> Self::Floats {
         let from = halves(from);
         both!(|i| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load_8(from[i]))))

@@ -169,6 +169,10 @@ impl Simd for Avx512 {
         })
     }
     #[inline(always)]
+    fn load_i8(self, from: &[i8; 16]) -> __m512 {
+        proven!(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))))
+    }
+    #[inline(always)]
     fn load_u8(self, from: &[u8; 16]) -> __m512 {
         proven!(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast()))))
     }

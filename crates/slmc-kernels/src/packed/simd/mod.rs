@@ -95,6 +95,8 @@ pub(crate) trait Simd: Copy {
     fn load_bf16(self, from: &[u8; 32]) -> Self::Floats;
     /// Sixteen bytes, unsigned.
     fn load_u8(self, from: &[u8; 16]) -> Self::Floats;
+    /// Sixteen bytes, signed.
+    fn load_i8(self, from: &[i8; 16]) -> Self::Floats;
     fn to_floats(self, ints: Self::Ints) -> Self::Floats;
     fn mul(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `a · b + c`, rounded once.

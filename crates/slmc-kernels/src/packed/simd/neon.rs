@@ -241,6 +241,19 @@ impl Simd for Neon {
         })
     }
     #[inline(always)]
+    fn load_i8(self, from: &[i8; 16]) -> Self::Floats {
+        proven!({
+            let bytes = vld1q_s8(from.as_ptr());
+            let (low, high) = (vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes));
+            [
+                vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))),
+                vcvtq_f32_s32(vmovl_high_s16(low)),
+                vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))),
+                vcvtq_f32_s32(vmovl_high_s16(high)),
+            ]
+        })
+    }
+    #[inline(always)]
     fn load_u8(self, from: &[u8; 16]) -> Self::Floats {
         proven!({
             let bytes = vld1q_u8(from.as_ptr());

@@ -156,6 +156,10 @@ impl Simd for Portable {
         std::array::from_fn(|i| bf16_to_f32(half(from, i)))
     }
     #[inline(always)]
+    fn load_i8(self, from: &[i8; 16]) -> [f32; ROWS] {
+        each(*from, f32::from)
+    }
+    #[inline(always)]
     fn load_u8(self, from: &[u8; 16]) -> [f32; ROWS] {
         each(*from, f32::from)
     }
