@@ -74,11 +74,11 @@ fn largest_tensor(spec: &ModelSpec) -> u64 {
     (spec.vocab_size.max(spec.d_ff) * spec.d_model * 4) as u64
 }
 
-/// What is solved for holds of its largest tensor as much as rounding does, and of a block's gate and up what their rows have in
-/// common: sums and factors of as many rows and columns, some of them in f64.
+/// What is solved for holds its largest tensor, the head, once in f32 while it is laid out, and in two layouts of half the size; and of
+/// a block's gate and up what their rows have in common: sums and factors of as many rows and columns, some of them in f64.
 fn calibrated_bytes(spec: &ModelSpec) -> u64 {
     let n_coupled = spec.d_ff.min(MOST_COUPLED_ROWS) as u64;
-    largest_tensor(spec) * 6 + 2 * n_coupled * n_coupled * 32
+    largest_tensor(spec) * 3 + 2 * n_coupled * n_coupled * 32
 }
 
 /// Multiplications and additions of one token's forward pass, attention's own left out.

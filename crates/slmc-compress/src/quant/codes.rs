@@ -3,6 +3,7 @@
 use ndarray::Array2;
 
 use super::grid::Grid;
+use crate::MatRef;
 
 /// Levels and scales of a matrix on a grid.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,6 +80,19 @@ impl Codes {
             let [scale, min] = self.groups[row * self.n_groups() + column / self.grid.group];
             scale * points[usize::from(self.levels[row * self.n_columns + column])] - min
         })
+    }
+
+    /// Squared error of the weights, and the squares of the weights `[n_rows, n_columns]` that were asked for.
+    pub fn squares(&self, weight: MatRef<'_>) -> [f64; 2] {
+        let points: Vec<f32> = (0..=u8::MAX).map(|level| self.point_or_nan(level)).collect();
+        let mut sums = [0.0; 2];
+        for ((row, column), &asked) in weight.indexed_iter() {
+            let [scale, min] = self.groups[row * self.n_groups() + column / self.grid.group];
+            let found = scale * points[usize::from(self.levels[row * self.n_columns + column])] - min;
+            sums[0] += f64::from(asked - found).powi(2);
+            sums[1] += f64::from(asked).powi(2);
+        }
+        sums
     }
 
     fn point_or_nan(&self, level: u8) -> f32 {

@@ -73,6 +73,8 @@ pub(super) fn solve_in_chunks(
                 #[inline(always)]
                 || with_round!(&grid.points, round => rows.run(round, factor, grid, &blocks, settings)),
             );
+            // Levels and scales say it all; together the weights would take eight times as much.
+            (rows.original, rows.w) = (Vec::new(), Vec::new());
             rows
         })
         .collect();
@@ -263,7 +265,7 @@ fn join(chunks: Vec<Rows>, n_rows: usize, factor: &Factor, grid: &Grid) -> Codes
         units: vec![[1.0; 2]; n_rows * n_units],
         row_errors: chunks.iter().flat_map(|chunk| chunk.errors.iter().copied()).collect(),
     };
-    let rows = chunks.iter().flat_map(|chunk| (0..chunk.w.len() / n).map(move |row| (chunk, row)));
+    let rows = chunks.iter().flat_map(|chunk| (0..chunk.errors.len()).map(move |row| (chunk, row)));
     for (out, (chunk, row)) in rows.enumerate() {
         for (i, &column) in factor.order.iter().enumerate() {
             codes.levels[out * n + column] = chunk.levels[row * n + i];

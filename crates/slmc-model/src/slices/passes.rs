@@ -191,8 +191,14 @@ pub struct HeadSeen<'a> {
 pub struct HeadPass {
     spec: ModelSpec,
     gain: Vec<f32>,
-    head: Vec<f32>,
-    products: Products,
+    head: LaidOut,
+}
+
+/// The head `[vocab_size, d_model]` as products take it: the largest matrix of a model, so held once.
+enum LaidOut {
+    Single(Vec<f32>),
+    /// For logits, and for the way back.
+    Half([HalfRight; 2]),
 }
 
 /// Tokens whose logits exist at a time.
@@ -206,17 +212,15 @@ impl HeadPass {
     pub fn load(source: &dyn WeightSource, products: Products) -> Result<Self, LoadError> {
         let spec = source.spec().clone();
         let head = if spec.tied_head { Role::Embedding } else { Role::Head };
-        Ok(Self {
-            gain: numbers_of(source, TensorKey::model(Role::FinalNorm))?,
-            head: numbers_of(source, TensorKey::model(head))?,
-            spec,
-            products,
-        })
-    }
-
-    /// The head's numbers, `[vocab_size, d_model]`.
-    pub fn head(&self) -> &[f32] {
-        &self.head
+        let numbers = numbers_of(source, TensorKey::model(head))?;
+        let head = match products {
+            Products::Single => LaidOut::Single(numbers),
+            Products::Half(units) => {
+                let head = Matrix::new(&numbers, spec.vocab_size, spec.d_model);
+                LaidOut::Half([head.transposed(), head].map(|side| HalfRight::new(units, side)))
+            }
+        };
+        Ok(Self { gain: numbers_of(source, TensorKey::model(Role::FinalNorm))?, head, spec })
     }
 
     /// The gradient of hidden states `[n, d_model]` after the last block, of `-log p` of labels that are drawn from the
@@ -229,39 +233,32 @@ impl HeadPass {
         see: &mut dyn FnMut(HeadSeen<'_>),
     ) -> Vec<f32> {
         let (d, vocab) = (self.spec.d_model, self.spec.vocab_size);
-        let head = Matrix::new(&self.head, vocab, d);
         let (mut normed, mut inverse) = (vec![0.0; hidden.len()], vec![0.0; hidden.len() / d]);
         rms_norm(hidden, &self.gain, self.spec.norm_eps, &mut normed, &mut inverse);
         let mut d_normed = vec![0.0; hidden.len()];
-        let [there, back] = self.laid_out(head);
         for (normed, d_normed) in normed.chunks(HEAD_TOKENS * d).zip(d_normed.chunks_mut(HEAD_TOKENS * d)) {
             let n = normed.len() / d;
             let mut logits = vec![0.0; n * vocab];
             let (input, out) = (Matrix::new(normed, n, d), MatrixMut::new(&mut logits, n, vocab));
-            match &there {
-                Some(there) => multiply_half(input, there, out, Update::Set),
-                None => multiply(input, head.transposed(), out, Update::Set),
+            match &self.head {
+                LaidOut::Single(head) => {
+                    multiply(input, Matrix::new(head, vocab, d).transposed(), out, Update::Set);
+                }
+                LaidOut::Half([there, _]) => multiply_half(input, there, out, Update::Set),
             }
             draw_labels(&mut logits, vocab, random);
             see(HeadSeen { input: normed, gradient: &logits });
             let (gradient, out) = (Matrix::new(&logits, n, vocab), MatrixMut::new(d_normed, n, d));
-            match &back {
-                Some(back) => multiply_half(gradient, back, out, Update::Set),
-                None => multiply(gradient, head, out, Update::Set),
+            match &self.head {
+                LaidOut::Single(head) => {
+                    multiply(gradient, Matrix::new(head, vocab, d), out, Update::Set);
+                }
+                LaidOut::Half([_, back]) => multiply_half(gradient, back, out, Update::Set),
             }
         }
         let (mut d_hidden, mut d_gain) = (vec![0.0; hidden.len()], vec![0.0; d]);
         rms_norm_backward(hidden, &self.gain, &inverse, &d_normed, &mut d_hidden, &mut d_gain);
         d_hidden
-    }
-
-    fn laid_out(&self, head: Matrix<'_>) -> [Option<HalfRight>; 2] {
-        match self.products {
-            Products::Single => [None, None],
-            Products::Half(units) => {
-                [Some(HalfRight::new(units, head.transposed())), Some(HalfRight::new(units, head))]
-            }
-        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use ndarray::{Array2, ArrayView2, Axis};
+use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 use slmc_compress::quant::{Codes, Factor, Grid, Hessian, Outputs, SolveSettings, solve};
 use slmc_ir::{Checkpoint, Format, Role, TensorKey, Weight};
@@ -201,7 +201,7 @@ impl Projection {
         Ok(Candidate {
             format,
             kl: costs.sum(),
-            relative_error: relative_error(self.weight.view(), &codes),
+            relative_error: relative(codes.squares(self.weight.view())),
             n_bytes: packed.bytes().len() as u64,
         })
     }
@@ -234,6 +234,9 @@ impl Factors<'_> {
         &found.expect("made before the solving began").1
     }
 }
+
+/// Rows of embedding and head that are decoded and solved at once: such a matrix is the largest of a model.
+const ROWS_AT_ONCE: usize = 8192;
 
 /// Classes of rows of a tied embedding, by how much they matter as inputs beside as outputs.
 const CLASSES: usize = 6;
@@ -269,8 +272,7 @@ fn solve_ends(
             (Role::Embedding, false) => (&counts, &none),
             _ => (&none, &outputs),
         };
-        let numbers = weight_of(passes, key)?;
-        let weight = ArrayView2::from_shape((spec.vocab_size, spec.d_model), &numbers).map_err(failed)?;
+        let weight = passes.checkpoint.weights.read(key).map_err(failed)?;
         let mut solved = Solved {
             tensor: key.to_string(),
             damping: 0.0,
@@ -281,8 +283,8 @@ fn solve_ends(
         let classes = classes(ins, outs, &input, &output);
         for &format in formats {
             let grid = grid_of(format).ok_or_else(|| failed(format!("{format} is not solved for")))?;
-            let mut whole: Option<Codes> = None;
-            let mut kl = 0.0;
+            let mut codes = Codes::empty(&grid, spec.vocab_size, spec.d_model);
+            let (mut kl, mut squares) = (0.0, [0.0; 2]);
             for rows in classes.iter().filter(|rows| !rows.is_empty()) {
                 let (a, b) = rows.iter().fold((0.0, 0.0), |(a, b), &row| (a + ins[row], b + outs[row]));
                 let mut mixed = <Hessian as slmc_compress::LayerStats>::empty(spec.d_model);
@@ -291,22 +293,24 @@ fn solve_ends(
                 let factor =
                     Factor::new(&mixed, &grid, damping, true).map_err(|e| failed(format!("{key}: {e}")))?;
                 (solved.damping, solved.n_dead) = (factor.damping, factor.n_dead);
-                let part = weight.select(Axis(0), rows);
-                let codes = solve(part.view(), &factor, &grid, SolveSettings::default());
-                let codes = codes.map_err(|e| failed(format!("{key}: {e}")))?;
-                kl += codes.row_errors.iter().sum::<f64>() / 2.0 / n_tokens;
-                whole
-                    .get_or_insert_with(|| Codes::empty(&grid, spec.vocab_size, spec.d_model))
-                    .put_rows(&codes, rows);
+                for rows in rows.chunks(ROWS_AT_ONCE) {
+                    let numbers = slmc_blocks::decode_weight(&weight.with_rows(rows)).map_err(failed)?;
+                    let part =
+                        ArrayView2::from_shape((rows.len(), spec.d_model), &numbers).map_err(failed)?;
+                    let found = solve(part, &factor, &grid, SolveSettings::default());
+                    let found = found.map_err(|e| failed(format!("{key}: {e}")))?;
+                    kl += found.row_errors.iter().sum::<f64>() / 2.0 / n_tokens;
+                    let own = found.squares(part);
+                    squares = [squares[0] + own[0], squares[1] + own[1]];
+                    codes.put_rows(&found, rows);
+                }
             }
-            let codes = whole.ok_or_else(|| failed(format!("{key}: there are no rows")))?;
             let packed = pack(&codes, format).map_err(failed)?;
             store.keep(key, &packed)?;
-            let relative_error = relative_error(weight, &codes);
             solved.candidates.push(Candidate {
                 format,
                 kl,
-                relative_error,
+                relative_error: relative(squares),
                 n_bytes: packed.bytes().len() as u64,
             });
         }
@@ -336,10 +340,9 @@ pub(super) fn normalized(hessian: &Hessian, weight: f64) -> Hessian {
     mean
 }
 
-fn relative_error(weight: ArrayView2<'_, f32>, codes: &Codes) -> f64 {
-    let decoded = codes.decode();
-    let error: f64 = weight.iter().zip(&decoded).map(|(w, v)| f64::from(w - v).powi(2)).sum();
-    error / weight.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>().max(1e-300)
+/// Squared error over squares.
+fn relative([error, squares]: [f64; 2]) -> f64 {
+    error / squares.max(1e-300)
 }
 
 pub(super) fn weight_of(passes: &Passes<'_>, key: TensorKey) -> Result<Vec<f32>, StageError> {
