@@ -58,7 +58,12 @@ impl Lora {
         Ok(Self { config, roles, base_format, around })
     }
 
-    fn settings(&self, seed: u64, fallbacks: &mut Vec<String>, context: &StageContext<'_>) -> TrainSettings {
+    fn settings(
+        &self,
+        input: &Checkpoint,
+        fallbacks: &mut Vec<String>,
+        context: &StageContext<'_>,
+    ) -> TrainSettings {
         // Proved when the stage was made.
         let asked = precision_of(&self.config.train).unwrap_or_default();
         let precision = if Products::half().is_some() { asked } else { Precision::F32 };
@@ -67,11 +72,18 @@ impl Lora {
             context.host.warn(message);
             fallbacks.push(message.to_owned());
         }
-        let mut settings = loop_settings(&self.config.train, precision, None, seed);
-        // Whoever asks for 4 bits is short of memory: half of what blocks keep is computed again.
-        settings.recompute |= self.base_format.is_some();
+        let mut settings = loop_settings(&self.config.train, precision, None, context.seed);
+        // Whoever asks for 4 bits, or brings them, is short of memory: half of what blocks keep is computed again.
+        settings.recompute |= self.base_format.is_some() || is_packed(input);
         settings
     }
+}
+
+/// Whether a matrix of a block is stored in blocks of levels.
+fn is_packed(checkpoint: &Checkpoint) -> bool {
+    let weights = &checkpoint.weights;
+    let matrices = weights.keys().iter().filter(|key| key.block.is_some() && key.role.is_matrix());
+    matrices.filter_map(|&key| weights.format(key).ok()).any(|format| !format.is_float())
 }
 
 /// The format of a frozen base: 4 bits a weight.
@@ -117,7 +129,7 @@ impl Stage for Lora {
         let input = input.ok_or_else(|| StageError::Input("there is no model to adapt".to_owned()))?;
         let failed = |e: String| StageError::Failed(e);
         let mut fallbacks = Vec::new();
-        let settings = self.settings(context.seed, &mut fallbacks, context);
+        let settings = self.settings(&input, &mut fallbacks, context);
         let data = LoraData::open(&self.config.train, &input, &self.around, context.seed)?;
         for message in data_notes(&data) {
             context.host.warn(&message);
