@@ -10,7 +10,7 @@ pub enum KvType {
     F16,
     /// Single precision: as computed.
     F32,
-    /// Bytes, with a scale for each key and each value of a head: nearly half of `F16`.
+    /// Bytes, with a scale for each key and each value of a head: little more than half of `F16`.
     Int8,
 }
 

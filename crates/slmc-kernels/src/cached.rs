@@ -530,6 +530,21 @@ mod tests {
         }
     }
 
+    /// Runs a job on the best instruction set and on the portable one.
+    #[track_caller]
+    fn assert_same_bits_everywhere<N: Number>(job: &Job<'_>, held: [Held<'_, N>; 2]) {
+        let on = |isa: Isa| {
+            let mut state = Softmax::default();
+            state.reset(job.queries.len() / job.d, job.d);
+            match isa {
+                Isa::Portable(s) => stretches(s, job, &mut state, held),
+                _ => run(job, &mut state, held),
+            }
+            (state.largest, state.total, state.mix)
+        };
+        assert_eq!(on(Isa::best()), on(Isa::Portable(crate::packed::Portable)));
+    }
+
     #[test]
     fn every_instruction_set_gives_the_same_bits_in_f16_too() {
         let (d, group, n) = (40, 3, 150);
@@ -540,16 +555,7 @@ mod tests {
         let (tiles, rows) = (halves(&tiles), halves(&rows));
         let held = [&tiles[..], &rows[..]].map(Held::plain);
         let job = Job { queries: &queries, group, position: n - 7, d, keys: 0..n };
-        let on = |isa: Isa| {
-            let mut state = Softmax::default();
-            state.reset(7 * group, d);
-            match isa {
-                Isa::Portable(s) => stretches(s, &job, &mut state, held),
-                _ => run(&job, &mut state, held),
-            }
-            (state.largest, state.total, state.mix)
-        };
-        assert_eq!(on(Isa::best()), on(Isa::Portable(crate::packed::Portable)));
+        assert_same_bits_everywhere(&job, held);
     }
 
     /// Keys and values as bytes, in the cache's places, and the scales of whole tiles.
@@ -602,16 +608,7 @@ mod tests {
             Held { numbers: &rows[..], scales: &value_scales },
         ];
         let job = Job { queries: &queries, group, position: n - 7, d, keys: 0..n };
-        let on = |isa: Isa| {
-            let mut state = Softmax::default();
-            state.reset(7 * group, d);
-            match isa {
-                Isa::Portable(s) => stretches(s, &job, &mut state, held),
-                _ => run(&job, &mut state, held),
-            }
-            (state.largest, state.total, state.mix)
-        };
-        assert_eq!(on(Isa::best()), on(Isa::Portable(crate::packed::Portable)));
+        assert_same_bits_everywhere(&job, held);
     }
 
     #[test]

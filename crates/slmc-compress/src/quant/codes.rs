@@ -75,24 +75,24 @@ impl Codes {
 
     /// The weights that the codes stand for.
     pub fn decode(&self) -> Array2<f32> {
-        let points: Vec<f32> = (0..=u8::MAX).map(|level| self.point_or_nan(level)).collect();
-        Array2::from_shape_fn((self.n_rows, self.n_columns), |(row, column)| {
-            let [scale, min] = self.groups[row * self.n_groups() + column / self.grid.group];
-            scale * points[usize::from(self.levels[row * self.n_columns + column])] - min
-        })
+        Array2::from_shape_fn((self.n_rows, self.n_columns), self.decoder())
     }
 
     /// Squared error of the weights, and the squares of the weights `[n_rows, n_columns]` that were asked for.
     pub fn squares(&self, weight: MatRef<'_>) -> [f64; 2] {
+        let found = self.decoder();
+        weight.indexed_iter().fold([0.0, 0.0], |[error, squares], (at, &asked)| {
+            [error + f64::from(asked - found(at)).powi(2), squares + f64::from(asked).powi(2)]
+        })
+    }
+
+    /// The weight of a row and a column.
+    fn decoder(&self) -> impl Fn((usize, usize)) -> f32 {
         let points: Vec<f32> = (0..=u8::MAX).map(|level| self.point_or_nan(level)).collect();
-        let mut sums = [0.0; 2];
-        for ((row, column), &asked) in weight.indexed_iter() {
+        move |(row, column)| {
             let [scale, min] = self.groups[row * self.n_groups() + column / self.grid.group];
-            let found = scale * points[usize::from(self.levels[row * self.n_columns + column])] - min;
-            sums[0] += f64::from(asked - found).powi(2);
-            sums[1] += f64::from(asked).powi(2);
+            scale * points[usize::from(self.levels[row * self.n_columns + column])] - min
         }
-        sums
     }
 
     fn point_or_nan(&self, level: u8) -> f32 {

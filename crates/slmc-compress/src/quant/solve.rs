@@ -222,21 +222,25 @@ fn search<R: Round, const FEEDBACK: bool>(
     unit: UnitScales,
     room: &mut [[f32; LANES]],
 ) -> [f32; 2] {
-    let mut best = ([0.0; 2], f32::INFINITY);
-    let mut look = |best: &mut ([f32; 2], f32), candidates: &Candidates| {
+    let mut cheapest_of = |candidates: &Candidates| {
         let (at, cost) = cheapest(&costs::<R, FEEDBACK>(round, w, block, candidates, room));
-        if cost < best.1 {
-            *best = ([candidates.scale[at], candidates.min[at]], cost);
-        }
+        ([candidates.scale[at], candidates.min[at]], cost)
     };
-    for look_at in 0..n_wide(grid) {
-        look(&mut best, &wide(grid, w, unit, look_at));
+    // Where no cost is a number, the first candidate stays, and its scale tells: see `solve`.
+    let (mut best, mut least) = cheapest_of(&wide(grid, w, unit, 0));
+    for set in 1..n_wide(grid) {
+        let (found, cost) = cheapest_of(&wide(grid, w, unit, set));
+        if cost < least {
+            (best, least) = (found, cost);
+        }
     }
     for &fineness in closer_looks(grid) {
-        let around = best.0;
-        look(&mut best, &narrow(grid, unit, around, fineness));
+        let (found, cost) = cheapest_of(&narrow(grid, unit, best, fineness));
+        if cost < least {
+            (best, least) = (found, cost);
+        }
     }
-    best.0
+    best
 }
 
 /// Takes the errors of a group's columns times their rows of `U` from all columns after it.
@@ -461,6 +465,15 @@ mod tests {
             bad[[1, 7]] = f32::INFINITY;
             let error = solve(bad.view(), &factor, &grid, SolveSettings::default()).unwrap_err();
             assert!(matches!(error, CompressError::NotFinite { channel: 7, .. }));
+            // A scale that no f16 holds is not taken for none.
+            if grid.scales != Scales::PowerOfTwo {
+                bad[[1, 7]] = 1e30;
+                let error = solve(bad.view(), &factor, &grid, SolveSettings::default()).unwrap_err();
+                assert!(
+                    matches!(error, CompressError::NotFinite { what: "the scale", .. }),
+                    "{grid:?}: {error}"
+                );
+            }
         }
     }
 }
