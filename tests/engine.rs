@@ -100,3 +100,18 @@ fn a_chat_answers_until_it_is_told_to_end() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_eq!(stderr(&output).matches("a second").count(), 2, "{}", stderr(&output));
 }
+
+#[test]
+fn a_cache_of_bytes_changes_little_and_is_not_exact() {
+    let data = tiny_text("eval.jsonl");
+    let data = data.to_str().unwrap();
+    let ppl = |more: &[&str]| {
+        let asked = ["eval", "ppl", &teacher(), "--data", data, "--ctx", "128", "--chunks", "10"];
+        run_json(asked.iter().chain(more))["ppl"].as_f64().unwrap()
+    };
+    let (halves, bytes) = (ppl(&[]), ppl(&["--cache", "int8"]));
+    // Steps of 1/127 of the largest number of a head, beside activations that are rounded likewise.
+    assert!(bytes != halves && (bytes / halves - 1.0).abs() < 0.01, "{bytes} and {halves}");
+    let refused = ["generate", &teacher(), "--prompt", "The sea", "--cache", "int8", "--exact"];
+    check_refused(refused, "--exact");
+}
