@@ -167,7 +167,7 @@ fn measure(
     context.truncate(0);
     let clock = || session.terminal.elapsed().as_secs_f64();
     let began = clock();
-    context.append(&tokens[..pp])?;
+    context.read(&tokens[..pp])?;
     let read = clock();
     context.truncate(0);
     let before = joules_used();

@@ -130,7 +130,7 @@ pub fn measure_memory(args: &MemoryArgs, session: &Session<'_>) -> Result<(), Fa
     let mut running = engine.session(n_tokens).map_err(engine::failure)?;
     let (last, prompt) = tokens.split_last().ok_or_else(|| input_error("the model sees no token"))?;
     if !prompt.is_empty() {
-        running.append(prompt).map_err(engine::failure)?;
+        running.read(prompt).map_err(engine::failure)?;
     }
     running.append(&[*last]).map_err(engine::failure)?;
     let peak = peak_rss().ok_or_else(|| {

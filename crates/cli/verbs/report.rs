@@ -265,19 +265,23 @@ fn greedy(
     prompt: &str,
     max_tokens: usize,
 ) -> Result<Vec<u32>, Failure> {
-    let mut next = text_prompt(tokenizer, prompt).map_err(engine::failure)?;
-    let capacity = (next.len() + max_tokens).min(engine.spec().context_len).max(1);
+    let prompt = text_prompt(tokenizer, prompt).map_err(engine::failure)?;
+    let capacity = (prompt.len() + max_tokens).min(engine.spec().context_len).max(1);
     let mut session = engine.session(capacity).map_err(engine::failure)?;
     let mut written = Vec::new();
-    while written.len() < max_tokens && session.tokens().len() + next.len() <= capacity {
-        let logits = session.append(&next).map_err(engine::failure)?;
+    while written.len() < max_tokens {
+        let logits = match written.last() {
+            None if prompt.len() <= capacity => session.read(&prompt),
+            Some(&last) if session.tokens().len() < capacity => session.append(&[last]),
+            _ => break,
+        };
+        let logits = logits.map_err(engine::failure)?;
         let best =
             (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best }) as u32;
         if tokenizer.special().eos == Some(best) {
             break;
         }
         written.push(best);
-        next = vec![best];
     }
     Ok(written)
 }

@@ -40,7 +40,7 @@ fn main() {
     let reading = best(n_runs, || {
         session.truncate(0);
         if pp > 0 {
-            session.append(&tokens[..pp]).expect("room");
+            session.read(&tokens[..pp]).expect("room");
         }
     });
     let writing = best(n_runs, || {

@@ -9,12 +9,13 @@ use std::sync::Mutex;
 use slmc_ir::ModelSpec;
 use slmc_kernels::{
     Team,
-    cached::{STRETCH, Softmax},
+    cached::{HALF_ROWS, HalfAttention, HalfPanels, HalfRows, STRETCH, Side, Softmax},
+    packed::HalfKernels,
 };
 
 use crate::{
     cache::{Element, Layer},
-    share::{for_chunks, free_slot, lock, sized},
+    share::{for_chunks, for_each_part, free_slot, lock, sized},
 };
 
 /// Batches of at most so many rows are cut into spans.
@@ -47,6 +48,9 @@ pub(crate) struct Attention {
     spans: Vec<Mutex<Softmax>>,
     /// One for each thread.
     slots: Vec<Mutex<Slot>>,
+    /// Keys, then values, of every head, in bf16: of tokens that are read, where the CPU has units for it.
+    panels: Vec<[HalfPanels; 2]>,
+    half_slots: Vec<Mutex<HalfAttention>>,
 }
 
 /// Buffers of a task that takes all spans: one span's, and those before it.
@@ -73,6 +77,8 @@ impl Attention {
             mixes: Vec::new(),
             spans: (0..n_spans).map(|_| Mutex::new(softmax(group))).collect(),
             slots: (0..n_threads).map(|_| Mutex::new(slot())).collect(),
+            panels: Vec::new(),
+            half_slots: (0..n_threads).map(|_| Mutex::default()).collect(),
         }
     }
 
@@ -91,6 +97,44 @@ impl Attention {
         } else {
             self.many_rows(layer, first, n_rows, out, team);
         }
+    }
+
+    /// As [`Attention::run`], in bf16.
+    pub fn run_half<T: Element>(
+        &mut self,
+        kernels: HalfKernels,
+        layer: &Layer<T>,
+        first: usize,
+        out: &mut [f32],
+        team: &Team,
+    ) {
+        let Heads { n_kv, group, d, .. } = self.heads;
+        let width = group * d;
+        let n_rows = out.len() / (n_kv * width);
+        self.panels.resize_with(n_kv, Default::default);
+        let panels = self.panels.iter_mut().flatten();
+        for_each_part(Some(team), panels, &|i, panels| {
+            panels.set(kernels, layer.head(i / 2), [Side::Keys, Side::Values][i % 2], first + n_rows);
+        });
+        let (panels, slots, queries) = (&self.panels, &self.half_slots, &self.queries);
+        let mixes = sized(&mut self.mixes, n_kv * n_rows * width);
+        let (n_parts, part_len) = ((n_rows * group).div_ceil(HALF_ROWS), HALF_ROWS * d);
+        let mut parts = Vec::with_capacity(n_kv * n_parts);
+        for head in mixes.chunks_exact_mut(n_rows * width) {
+            parts.extend(head.chunks_mut(part_len).map(Mutex::new));
+        }
+        team.run(parts.len(), &|task| {
+            // The longest first, so that the threads end together.
+            let task = parts.len() - 1 - task;
+            let (kv, row) = (task % n_kv, task / n_kv * HALF_ROWS);
+            let mut part = lock(&parts[kv * n_parts + row / HALF_ROWS]);
+            let queries = &queries[kv * n_rows * width + row * d..][..part.len()];
+            let rows = HalfRows { queries, d, group, first: first * group + row };
+            let [keys, values] = &panels[kv];
+            free_slot(slots).attend(kernels, [keys, values], rows, &mut part);
+        });
+        drop(parts);
+        self.put_in_rows(out, n_rows, team);
     }
 
     /// As [`Attention::run`], of rows that are each the last of a sequence of its own, at these positions. The bits
@@ -173,7 +217,13 @@ impl Attention {
             part.chunks_exact_mut(d).enumerate().for_each(|(row, out)| all.finish(row, out));
         });
         drop(parts);
-        let mixes = &self.mixes;
+        self.put_in_rows(out, n_rows, team);
+    }
+
+    /// The mixes of all heads, row after row.
+    fn put_in_rows(&self, out: &mut [f32], n_rows: usize, team: &Team) {
+        let Heads { n_kv, group, d, .. } = self.heads;
+        let (width, mixes) = (group * d, &self.mixes);
         for_chunks(Some(team), out, n_kv * width, &|row, out| {
             for (kv, out) in out.chunks_exact_mut(width).enumerate() {
                 out.copy_from_slice(&mixes[(kv * n_rows + row) * width..][..width]);

@@ -4,6 +4,7 @@ use slmc_ir::TokenId;
 
 use crate::{
     Engine, EngineError,
+    input::Pass,
     session::finite,
     state::{Places, State},
 };
@@ -70,7 +71,7 @@ impl<'e> Crowd<'e> {
         if let Some(&held) = self.lens.iter().find(|&&len| len == capacity) {
             return Err(EngineError::Context { n_tokens: 1, held, capacity });
         }
-        self.state.run(self.engine, tokens, 0, Places::Apart(&self.lens))?;
+        self.state.run(self.engine, tokens, 0, Places::Apart(&self.lens), Pass::Write)?;
         let logits = self.state.logits(self.engine, 0, n_sequences);
         for (len, logits) in self.lens.iter_mut().zip(logits.chunks_exact(vocab_size)) {
             finite(logits, *len)?;

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use slmc_ir::{Checkpoint, ForwardError, LanguageModel, ModelSpec, Role, TensorKey, TokenId};
-use slmc_kernels::{Team, packed::Precision};
+use slmc_kernels::{
+    Team,
+    packed::{HalfKernels, Precision},
+};
 
 use crate::{Crowd, EngineError, KvType, Session, state::State, weights::Weights};
 
@@ -19,7 +22,8 @@ pub struct EngineOptions {
 }
 
 impl EngineOptions {
-    /// As fast as it goes: activations in int8, cache in f16.
+    /// As fast as it goes: activations in int8, those of what is read in bf16 where the CPU multiplies that in tiles; cache in
+    /// f16.
     pub const fn fast(n_threads: usize) -> Self {
         Self { n_threads, precision: Precision::Int8, kv: KvType::F16 }
     }
@@ -86,16 +90,25 @@ impl Engine {
         self.weights.bytes_per_token()
     }
 
-    /// The kernel that multiplies the first block's MLP on this CPU: `avx512vnni-q4_0i8-16x1`.
+    /// The kernel that multiplies the first block's MLP on this CPU when tokens are read: `avx512vnni-q4_0i8-16x1`.
     pub fn kernel_name(&self) -> String {
         let matrix =
             self.weights.blocks.first().map_or(self.weights.head(), |block| &block.gate_up.matrices[0]);
-        let held = if self.options.precision == Precision::Float {
-            Precision::Float
-        } else {
-            matrix.best_precision()
-        };
+        let held =
+            if self.options.precision == Precision::Float || matrix.best_precision() == Precision::Float {
+                Precision::Float
+            } else {
+                self.reading()
+            };
         matrix.kernel_name(held)
+    }
+
+    /// How activations of what is read are held.
+    pub(crate) fn reading(&self) -> Precision {
+        match (self.options.precision, HalfKernels::detect()) {
+            (Precision::Int8, Some(kernels)) => Precision::Half(kernels),
+            (precision, _) => precision,
+        }
     }
 
     /// Multiplications and additions of weights that a token of a long prompt takes, the head's left out: it is
@@ -150,7 +163,7 @@ impl LanguageModel for Engine {
         let mut spare = self.spare.take().filter(|state| state.capacity() >= tokens.len());
         let state = spare.take().unwrap_or_else(|| State::new(self, 1, tokens.len()));
         let mut session = Session::with_state(self, state);
-        let ran = session.append_each(tokens, first, visit);
+        let ran = session.read_each(tokens, first, visit);
         self.spare = Some(session.into_state());
         ran.map_err(|error| error.into_forward(TensorKey::model(Role::Head)))
     }

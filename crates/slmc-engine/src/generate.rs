@@ -5,6 +5,7 @@ use slmc_ir::TokenId;
 
 use crate::{
     EngineError, Session,
+    input::Pass,
     sampling::{Distribution, Sampler, Sampling},
     stops::StopStrings,
 };
@@ -82,6 +83,10 @@ pub fn generate(
     let mut writer = Writer::new(tokenizer, request, show);
     let mut context = request.prompt.to_vec();
     let n_prompt_run = context.len() - session.keep_prefix(&context);
+    if let Some(draft) = draft.as_mut().filter(|draft| context.len() <= draft.capacity()) {
+        let kept = draft.keep_prefix(&context);
+        draft.read(&context[kept..])?;
+    }
     let mut is_first = true;
     while writer.reason.is_none() {
         let left = request.max_tokens - writer.tokens.len();
@@ -96,10 +101,12 @@ pub fn generate(
         // A step writes one token more than it drafts.
         let room = (left - 1).min(session.capacity().saturating_sub(context.len())).min(request.n_draft);
         let proposal = match &mut draft {
-            Some(draft) if room > 0 => propose(draft, &mut sampler, &context, room)?,
+            // The prompt is read on its own: what is written then does not depend on whether there is a draft.
+            Some(draft) if room > 0 && !is_first => propose(draft, &mut sampler, &context, room)?,
             _ => Proposal::default(),
         };
-        let step = verify(session, &mut sampler, &context, &proposal)?;
+        let pass = if is_first { Pass::Read } else { Pass::Write };
+        let step = verify(session, &mut sampler, &context, &proposal, pass)?;
         writer.n_drafted += proposal.tokens.len();
         writer.n_accepted += step.len() - 1;
         if is_first && !(writer.show)("") {
@@ -148,6 +155,7 @@ fn verify(
     sampler: &mut Sampler,
     context: &[TokenId],
     proposal: &Proposal,
+    pass: Pass,
 ) -> Result<Vec<TokenId>, EngineError> {
     let kept = session.keep_prefix(context);
     let mut tokens = [&context[kept..], &proposal.tokens].concat();
@@ -158,7 +166,7 @@ fn verify(
     let seen = [context, &proposal.tokens[..known]].concat();
     let first = context.len() - kept - 1;
     let mut targets = Vec::with_capacity(known + 1);
-    session.append_each(&tokens, first, &mut |row, logits| {
+    session.add_each(&tokens, first, pass, &mut |row, logits| {
         for (row, logits) in (row..).zip(logits.chunks_exact(vocab_size)) {
             targets.push(sampler.distribution(logits, &seen[..kept + row + 1]));
         }

@@ -28,4 +28,4 @@ pub use generate::{Generated, Request, StopReason, generate};
 pub use prompt::{chat_prompt, stop_tokens, text_prompt};
 pub use sampling::{Distribution, Sampler, Sampling};
 pub use session::{BATCH_ROWS, Session};
-pub use slmc_kernels::packed::{Precision, Sweep, byte_products};
+pub use slmc_kernels::packed::{Precision, Sweep, byte_products, instruction_set};

@@ -7,6 +7,7 @@ use slmc_kernels::Team;
 
 use crate::{
     Engine, EngineError,
+    input::Pass,
     state::{Places, State},
 };
 
@@ -19,7 +20,9 @@ const LOGIT_ROWS: std::ops::RangeInclusive<usize> = 16..=128;
 
 /// Tokens and their keys and values. Once a step of one token has run, further ones allocate nothing.
 ///
-/// The same bits come out whatever the number of threads, and whether tokens come one at a time or in a batch.
+/// Tokens are read, where a text is there, or written, where one follows from the other: on a CPU that multiplies bf16 in tiles
+/// what is read is computed with bf16 activations, what is written with int8 everywhere. The same bits come out whatever the
+/// number of threads, and whether tokens come one at a time or in a batch.
 #[derive(Debug)]
 pub struct Session<'e> {
     engine: &'e Engine,
@@ -78,12 +81,24 @@ impl<'e> Session<'e> {
         kept
     }
 
-    /// Adds tokens; the logits after the last one, `[vocab_size]`.
+    /// Reads tokens: a prompt, or what it goes on with. The logits after the last one, `[vocab_size]`.
     ///
     /// # Errors
     /// When there are none, they do not fit, one is outside the vocabulary, or the logits are not finite. Only in
     /// the last case are they added.
+    pub fn read(&mut self, tokens: &[TokenId]) -> Result<&[f32], EngineError> {
+        self.add(tokens, Pass::Read)
+    }
+
+    /// Adds tokens that were written, one or several; the logits after the last one, `[vocab_size]`.
+    ///
+    /// # Errors
+    /// As [`Session::read`].
     pub fn append(&mut self, tokens: &[TokenId]) -> Result<&[f32], EngineError> {
+        self.add(tokens, Pass::Write)
+    }
+
+    fn add(&mut self, tokens: &[TokenId], pass: Pass) -> Result<&[f32], EngineError> {
         if tokens.is_empty() {
             return Err(EngineError::EmptyPrompt);
         }
@@ -91,7 +106,7 @@ impl<'e> Session<'e> {
         let n_batches = tokens.len().div_ceil(BATCH_ROWS);
         for (number, batch) in tokens.chunks(BATCH_ROWS).enumerate() {
             let is_last = number + 1 == n_batches;
-            self.run(batch, batch.len() - usize::from(is_last))?;
+            self.run(batch, batch.len() - usize::from(is_last), pass)?;
         }
         let position = self.tokens.len() - 1;
         let logits = self.state.logits(self.engine, 0, 1);
@@ -99,15 +114,38 @@ impl<'e> Session<'e> {
         Ok(logits)
     }
 
-    /// Adds tokens and hands over the logits after each of them from number `first` on, in order, some rows at a time:
+    /// Reads tokens and hands over the logits after each of them from number `first` on, in order, some rows at a time:
     /// `visit(i, rows)`, rows of `vocab_size`, the first of them after `tokens[i]`.
     ///
     /// # Errors
-    /// As [`Session::append`].
+    /// As [`Session::read`].
+    pub fn read_each(
+        &mut self,
+        tokens: &[TokenId],
+        first: usize,
+        visit: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), EngineError> {
+        self.add_each(tokens, first, Pass::Read, visit)
+    }
+
+    /// As [`Session::read_each`], of tokens that were written.
+    ///
+    /// # Errors
+    /// As [`Session::read`].
     pub fn append_each(
         &mut self,
         tokens: &[TokenId],
         first: usize,
+        visit: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), EngineError> {
+        self.add_each(tokens, first, Pass::Write, visit)
+    }
+
+    pub(crate) fn add_each(
+        &mut self,
+        tokens: &[TokenId],
+        first: usize,
+        pass: Pass,
         visit: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), EngineError> {
         self.check(tokens)?;
@@ -120,7 +158,7 @@ impl<'e> Session<'e> {
                 break;
             }
             let first_wanted = first.saturating_sub(begin).min(batch.len());
-            self.run(batch, first_wanted)?;
+            self.run(batch, first_wanted, pass)?;
             let mut row = first_wanted;
             while row < batch.len() {
                 let n = n_at_once.min(batch.len() - row);
@@ -133,16 +171,16 @@ impl<'e> Session<'e> {
         Ok(())
     }
 
-    /// Adds tokens; what the head would multiply after each of them comes at the end of `hidden`, `[n_tokens, d_model]`:
+    /// Reads tokens; what the head would multiply after each of them comes at the end of `hidden`, `[n_tokens, d_model]`:
     /// for whoever compares all of a distribution and has a head of its own.
     ///
     /// # Errors
-    /// As [`Session::append`]; there may be nothing to add.
-    pub fn append_hidden(&mut self, tokens: &[TokenId], hidden: &mut Vec<f32>) -> Result<(), EngineError> {
+    /// As [`Session::read`]; there may be nothing to add.
+    pub fn read_hidden(&mut self, tokens: &[TokenId], hidden: &mut Vec<f32>) -> Result<(), EngineError> {
         self.check(tokens)?;
         for batch in tokens.chunks(BATCH_ROWS) {
             let (first, begin) = (self.tokens.len(), hidden.len());
-            self.run(batch, 0)?;
+            self.run(batch, 0, Pass::Read)?;
             self.state.hidden(self.engine, batch.len(), hidden);
             let rows = hidden[begin..].chunks_exact(self.engine.spec().d_model);
             rows.enumerate().try_for_each(|(row, numbers)| finite(numbers, first + row))?;
@@ -163,8 +201,8 @@ impl<'e> Session<'e> {
     }
 
     /// Runs a batch; what comes after the blocks is made for its tokens from number `first_wanted` on.
-    fn run(&mut self, batch: &[TokenId], first_wanted: usize) -> Result<(), EngineError> {
-        self.state.run(self.engine, batch, first_wanted, Places::From(self.tokens.len()))?;
+    fn run(&mut self, batch: &[TokenId], first_wanted: usize, pass: Pass) -> Result<(), EngineError> {
+        self.state.run(self.engine, batch, first_wanted, Places::From(self.tokens.len()), pass)?;
         self.tokens.extend_from_slice(batch);
         Ok(())
     }

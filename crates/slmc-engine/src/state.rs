@@ -1,13 +1,17 @@
 //! One pass through the decoder: what a batch of tokens does to the cache and the buffers.
 
 use slmc_ir::TokenId;
-use slmc_kernels::{Team, add, norm_rows, packed::product, rotate_heads};
+use slmc_kernels::{
+    Team, add, norm_rows,
+    packed::{Precision, add_product, product},
+    rotate_heads,
+};
 
 use crate::{
     Engine, EngineError,
     attention::{Attention, FEW_ROWS},
     cache::{Element, HeadSize, Layer, Layers},
-    input::Input,
+    input::{Input, Pass},
     share::{Lines, for_chunks, for_each_part, sized},
     weights::{Block, Stacked},
 };
@@ -26,7 +30,7 @@ pub(crate) struct State {
 struct Buffers {
     attention: Attention,
     /// The residual stream, `[n_rows, d_model]`.
-    x: Vec<f32>,
+    x: Lines,
     /// Results of stacked projections, matrix after matrix.
     stacked: Lines,
     /// Attention's mix: what the projection back to the stream is given.
@@ -41,6 +45,8 @@ struct Buffers {
     mix_in: Input,
     ffn_in: Input,
     logits: Lines,
+    /// Of the batch that ran last.
+    pass: Pass,
 }
 
 impl State {
@@ -54,17 +60,18 @@ impl State {
         let of_ffn = blocks().flat_map(|b| &b.down.matrices);
         let buffers = Buffers {
             attention: Attention::new(spec, n_sequences, capacity, options.n_threads),
-            x: Vec::new(),
+            x: Lines::default(),
             stacked: Lines::default(),
             mix: Vec::new(),
             step: Lines::default(),
             cos: Vec::new(),
             sin: Vec::new(),
             frequencies: spec.rope_frequencies(),
-            stream_in: Input::new(options.precision, of_stream.chain([weights.head()])),
-            mix_in: Input::new(options.precision, of_mix),
-            ffn_in: Input::new(options.precision, of_ffn),
+            stream_in: Input::new(engine.reading(), of_stream.chain([weights.head()])),
+            mix_in: Input::new(engine.reading(), of_mix),
+            ffn_in: Input::new(engine.reading(), of_ffn),
             logits: Lines::default(),
+            pass: Pass::Write,
         };
         let size = HeadSize::new(spec.d_head, capacity);
         let n_heads = n_sequences * spec.n_kv_heads;
@@ -84,11 +91,13 @@ impl State {
         tokens: &[TokenId],
         first_wanted: usize,
         places: Places<'_>,
+        pass: Pass,
     ) -> Result<(), EngineError> {
         let Self { layers, buffers } = self;
+        buffers.pass = pass;
         buffers.embed(engine, tokens)?;
         buffers.angles(places, tokens.len());
-        let rows = Rows { engine, places, n: tokens.len(), first_wanted: 0 };
+        let rows = Rows { engine, places, n: tokens.len(), first_wanted: 0, pass };
         match layers {
             Layers::F16(layers) => buffers.blocks(rows, first_wanted, layers),
             Layers::F32(layers) => buffers.blocks(rows, first_wanted, layers),
@@ -110,7 +119,7 @@ impl State {
         let (spec, b) = (engine.spec(), &mut self.buffers);
         let d = spec.d_model;
         let stream = &b.x[row * d..(row + n) * d];
-        b.stream_in.set_rms_norm(stream, &engine.weights().final_norm, spec.norm_eps, engine.team());
+        b.stream_in.set_rms_norm(stream, &engine.weights().final_norm, spec.norm_eps, b.pass, engine.team());
         let logits = b.logits.sized(n * spec.vocab_size);
         let head = engine.weights().head();
         product(head, b.stream_in.of(head), logits, engine.team());
@@ -144,6 +153,7 @@ struct Rows<'e> {
     n: usize,
     /// Rows before this one are done once their keys and values are kept.
     first_wanted: usize,
+    pass: Pass,
 }
 
 impl<'e> Rows<'e> {
@@ -168,7 +178,7 @@ impl Buffers {
         let d = engine.spec().d_model;
         let embedding = &engine.weights().embedding;
         let key = slmc_ir::TensorKey::model(slmc_ir::Role::Embedding);
-        for (row, &token) in sized(&mut self.x, tokens.len() * d).chunks_exact_mut(d).zip(tokens) {
+        for (row, &token) in self.x.sized(tokens.len() * d).chunks_exact_mut(d).zip(tokens) {
             let decoded = embedding.decode_row(token as usize, row);
             decoded.map_err(|source| EngineError::Block { key, source })?;
         }
@@ -213,10 +223,15 @@ impl Buffers {
         }
         let mix = sized(&mut self.mix, rows.n * spec.n_heads * spec.d_head);
         match rows.places {
-            Places::From(first) => self.attention.run(layer, first, mix, rows.engine.team()),
+            Places::From(first) => match (rows.pass, rows.engine.reading()) {
+                (Pass::Read, Precision::Half(kernels)) => {
+                    self.attention.run_half(kernels, layer, first, mix, rows.engine.team());
+                }
+                _ => self.attention.run(layer, first, mix, rows.engine.team()),
+            },
             Places::Apart(positions) => self.attention.run_apart(layer, positions, mix, rows.engine.team()),
         }
-        self.mix_in.set(mix, rows.engine.team());
+        self.mix_in.set(mix, rows.pass, rows.engine.team());
         add_projection(&block.attn_output, &self.mix_in, &mut self.step, &mut self.x, rows);
     }
 
@@ -225,17 +240,21 @@ impl Buffers {
             return;
         }
         self.norm(rows, &block.ffn_norm);
-        project(&block.gate_up, &self.stream_in, &mut self.stacked, rows);
-        let (stacked, n) = (&self.stacked, rows.n);
-        let gate_up = |row: usize| [0, 1].map(|which| &stacked[block.gate_up.range(which, row, n)]);
-        self.ffn_in.set_swiglu(n, &gate_up, rows.engine.team());
+        let matrices = [0, 1].map(|which| block.gate_up.matrix(which));
+        let has_bias = [0, 1].iter().any(|&which| block.gate_up.bias(which).is_some());
+        if has_bias || !self.ffn_in.set_gate_up(matrices, &self.stream_in, rows.engine.team()) {
+            project(&block.gate_up, &self.stream_in, &mut self.stacked, rows);
+            let (stacked, n) = (&self.stacked, rows.n);
+            let gate_up = |row: usize| [0, 1].map(|which| &stacked[block.gate_up.range(which, row, n)]);
+            self.ffn_in.set_swiglu(n, &gate_up, rows.pass, rows.engine.team());
+        }
         add_projection(&block.down, &self.ffn_in, &mut self.step, &mut self.x, rows);
     }
 
     /// The stream, normed, as the next projections take it.
     fn norm(&mut self, rows: Rows<'_>, gain: &[f32]) {
         let (d, eps) = (rows.engine.spec().d_model, rows.engine.spec().norm_eps);
-        self.stream_in.set_rms_norm(&self.x[..rows.n * d], gain, eps, rows.engine.team());
+        self.stream_in.set_rms_norm(&self.x[..rows.n * d], gain, eps, rows.pass, rows.engine.team());
     }
 
     /// Queries of the rows that are wanted, normed, rotated and scaled, in attention's order.
@@ -310,7 +329,12 @@ fn project<const N: usize>(stack: &Stacked<N>, input: &Input, out: &mut Lines, r
 
 /// Adds a projection to the residual stream.
 fn add_projection(stack: &Stacked<1>, input: &Input, step: &mut Lines, x: &mut [f32], rows: Rows<'_>) {
-    project(stack, input, step, rows);
     let n = stack.n_rows * rows.n;
+    if let ([matrix], None) = (&stack.matrices[..], stack.bias(0))
+        && add_product(matrix, input.of(matrix), &mut x[..n], rows.engine.team())
+    {
+        return;
+    }
+    project(stack, input, step, rows);
     for_chunks(rows.team(), &mut x[..n], CHUNK, &|i, x| add(x, &step[i * CHUNK..][..x.len()]));
 }

@@ -59,6 +59,17 @@ impl<const N: usize> Stacked<N> {
         start..start + n_rows
     }
 
+    /// The matrix that a projection is in, and its first row there.
+    pub fn matrix(&self, which: usize) -> (&PackedMatrix, usize) {
+        let place = self.places[which];
+        let mut rows_before = 0;
+        let is_it = |matrix: &&PackedMatrix| {
+            rows_before += matrix.n_rows();
+            rows_before > place.rows_before
+        };
+        (self.matrices.iter().find(is_it).expect("every projection is in a matrix"), place.first)
+    }
+
     /// What is added to a projection's result.
     pub fn bias(&self, which: usize) -> Option<&[f32]> {
         self.biases[which].as_deref()

@@ -37,7 +37,7 @@ impl LanguageModel for SessionModel<'_> {
         // The rows that are asked for must be computed again.
         let kept = self.session.keep_prefix(&tokens[..tokens.len().min(first + 1)]);
         self.session
-            .append_each(&tokens[kept..], first - kept, &mut |position, rows| visit(kept + position, rows))
+            .read_each(&tokens[kept..], first - kept, &mut |position, rows| visit(kept + position, rows))
             .map_err(forward_error)
     }
 }

@@ -6,7 +6,11 @@
 //! keys are taken in stretches that begin at multiples of [`STRETCH`]: a row gives the same bits on every
 //! instruction set, whatever rows it is run with.
 
+mod tiles;
+
 use std::ops::Range;
+
+pub use tiles::{HalfAttention, HalfPanels, HalfRows, ROWS as HALF_ROWS, Side};
 
 use crate::{
     exp::exp,
@@ -178,7 +182,7 @@ struct Held<'a, N> {
 }
 
 impl<'a, N> Held<'a, N> {
-    fn plain(numbers: &'a [N]) -> Self {
+    pub fn plain(numbers: &'a [N]) -> Self {
         Self { numbers, scales: &[] }
     }
 }
@@ -455,7 +459,7 @@ mod tests {
     use crate::testing::numbers;
 
     /// Softmax attention in f64, row by row.
-    fn plain(
+    pub fn plain(
         queries: &[f32],
         group: usize,
         position: usize,
@@ -478,7 +482,7 @@ mod tests {
     }
 
     /// Keys and values as the cache has them; NaN where no row may look.
-    fn cache(keys: &[f32], values: &[f32], n: usize, d: usize) -> (Vec<f32>, Vec<f32>) {
+    pub fn cache(keys: &[f32], values: &[f32], n: usize, d: usize) -> (Vec<f32>, Vec<f32>) {
         let capacity = n.next_multiple_of(LANES);
         let (mut tiles, mut rows) = (vec![f32::NAN; capacity * d], vec![f32::NAN; capacity * padded(d)]);
         for k in 0..n {
@@ -559,7 +563,7 @@ mod tests {
     }
 
     /// Keys and values as bytes, in the cache's places, and the scales of whole tiles.
-    fn byte_cache(keys: &[f32], values: &[f32], n: usize, d: usize) -> ([Vec<i8>; 2], [Vec<f32>; 2]) {
+    pub fn byte_cache(keys: &[f32], values: &[f32], n: usize, d: usize) -> ([Vec<i8>; 2], [Vec<f32>; 2]) {
         let capacity = n.next_multiple_of(LANES);
         let mut numbers = [vec![99; capacity * d], vec![99; capacity * padded(d)]];
         let mut scales = [vec![0.0; capacity], vec![0.0; capacity]];

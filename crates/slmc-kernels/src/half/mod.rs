@@ -5,8 +5,8 @@
 //! a right one's its columns. Each output is one chain of sums over the whole inner size, so neither threads nor the
 //! way the work is cut change a bit.
 
-mod amx;
-mod panels;
+pub(crate) mod amx;
+pub(crate) mod panels;
 
 use rayon::prelude::*;
 

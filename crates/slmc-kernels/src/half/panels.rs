@@ -17,12 +17,12 @@ pub(super) enum Side {
 }
 
 /// Sixteen pairs of bf16: two numbers that are next to each other along the inner size, the first in the low half.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-pub(super) struct Pairs(pub [u32; 16]);
+pub(crate) struct Pairs(pub [u32; 16]);
 
 /// Sixteen lines by 32 numbers of the inner size.
-pub(super) type Tile = [Pairs; 16];
+pub(crate) type Tile = [Pairs; 16];
 
 /// Panels of sixteen lines, each all of its tiles in order. What is beyond the factor's edges is zero.
 pub(super) struct Panels {
@@ -114,7 +114,7 @@ impl Drop for Panels {
 }
 
 /// A tile of zeros.
-const EMPTY: Tile = [Pairs([0; 16]); 16];
+pub(crate) const EMPTY: Tile = [Pairs([0; 16]); 16];
 
 dispatched! {
     /// Fills a panel's tiles. With `by_line` a tile's rows are lines, else pairs.
@@ -171,6 +171,12 @@ fn along(numbers: &[f32]) -> [u32; 16] {
             &all
         }
     };
+    rounded_pairs(numbers)
+}
+
+/// 32 numbers, rounded, two by two.
+#[inline(always)]
+pub(crate) fn rounded_pairs(numbers: &[f32; 32]) -> [u32; 16] {
     let mut pairs = [0; 16];
     for (pair, two) in pairs.iter_mut().zip(numbers.as_chunks::<2>().0) {
         *pair = round(two[0]) >> 16 | round(two[1]);
@@ -180,7 +186,7 @@ fn along(numbers: &[f32]) -> [u32; 16] {
 
 /// Two numbers of up to sixteen lines.
 #[inline(always)]
-fn across(low: &[f32], high: &[f32]) -> [u32; 16] {
+pub(crate) fn across(low: &[f32], high: &[f32]) -> [u32; 16] {
     let sixteen = |numbers: &[f32]| {
         let mut all = [0.0_f32; 16];
         all[..numbers.len()].copy_from_slice(numbers);

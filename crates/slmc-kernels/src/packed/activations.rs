@@ -4,12 +4,19 @@ use std::ops::Range;
 
 use crate::{
     Team,
-    amx::ByteTiles,
+    amx::{ByteTiles, HalfTiles},
     dispatch::{dispatched, sum_pairs},
     exp::exp,
+    half::panels::{EMPTY, Pairs, Tile, rounded_pairs},
 };
 
-use super::{layout::BLOCK, out::SharedOut};
+use super::{PackedMatrix, layout::BLOCK, out::SharedOut};
+#[cfg(target_arch = "x86_64")]
+use super::{
+    ROWS,
+    half_tiles::{GATED, TASK_TOKENS},
+    select::half_weights,
+};
 
 /// How activations are held while they are multiplied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,6 +26,43 @@ pub enum Precision {
     Int8,
     /// f32: the weights as they decode, to compare with.
     Float,
+    /// bf16, and sums in f32, for many rows and matrices of levels: faster than int8 and closer to `Float`, where the CPU
+    /// has units for it.
+    Half(HalfKernels),
+}
+
+/// Proof that this CPU multiplies packed weights with bf16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HalfKernels {
+    tiles: HalfTiles,
+    vectors: Vectors,
+}
+
+/// The registers beside the tiles.
+#[cfg(target_arch = "x86_64")]
+type Vectors = super::Avx512;
+/// No value of [`HalfKernels`] exists elsewhere.
+#[cfg(not(target_arch = "x86_64"))]
+type Vectors = super::Portable;
+
+impl HalfKernels {
+    pub(crate) fn tiles(self) -> HalfTiles {
+        self.tiles
+    }
+
+    pub(crate) fn vectors(self) -> Vectors {
+        self.vectors
+    }
+
+    /// The proof, where this CPU has the units and the system lets us use them.
+    pub fn detect() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        return (std::arch::is_x86_feature_detected!("avx512bf16"))
+            .then(|| Some(Self { tiles: HalfTiles::detect()?, vectors: super::Avx512::detect()? }))
+            .flatten();
+        #[cfg(not(target_arch = "x86_64"))]
+        None
+    }
 }
 
 /// 32 numbers of a row: `scale · q`, with `q` in -127..=127.
@@ -56,6 +100,8 @@ pub struct Activations {
     pub(super) groups: Vec<GroupScales>,
     /// `[row][column]`. Empty when they are held as integers.
     pub(super) floats: Vec<f32>,
+    /// `[group][block]` in tiles of bf16, a line a row; what the last group has no row for is of any content.
+    pub(super) halves: Vec<Tile>,
     n_rows: usize,
     n_columns: usize,
     precision: Precision,
@@ -149,7 +195,7 @@ dispatched! {
 
 /// `silu(gate) · up`.
 #[inline(always)]
-fn gated(gate: f32, up: f32) -> f32 {
+pub(super) fn gated(gate: f32, up: f32) -> f32 {
     gate / (1.0 + exp(-gate)) * up
 }
 
@@ -184,6 +230,56 @@ fn quantize_block(numbers: &[f32; BLOCK]) -> Quants {
     }
 }
 
+/// Line `line` of a group's tiles: a row, rounded to bf16, the last tile's columns beyond it zeros. `fill` gives the numbers
+/// of some columns.
+#[inline(always)]
+fn halve_row(tiles: &mut [Tile], line: usize, n_columns: usize, fill: impl Fn(Range<usize>, &mut [f32])) {
+    const AHEAD: usize = BLOCKS_AHEAD * BLOCK;
+    let mut numbers = [[0.0; BLOCK]; BLOCKS_AHEAD];
+    for (i, tiles) in tiles.chunks_mut(BLOCKS_AHEAD).enumerate() {
+        let columns = i * AHEAD..n_columns.min((i + 1) * AHEAD);
+        let (made, padding) = numbers.as_flattened_mut().split_at_mut(columns.len());
+        fill(columns, made);
+        padding.fill(0.0);
+        for (tile, numbers) in tiles.iter_mut().zip(&numbers) {
+            tile[line] = Pairs(rounded_pairs(numbers));
+        }
+    }
+}
+
+dispatched! {
+    /// Rounds up to sixteen rows of `n_columns`.
+    fn halve(rows: &[f32], tiles: &mut [Tile], n_columns: usize) {
+        for (line, row) in rows.chunks_exact(n_columns).enumerate() {
+            halve_row(tiles, line, n_columns, |columns, to| to.copy_from_slice(&row[columns]));
+        }
+    }
+}
+
+dispatched! {
+    fn halve_normed(rows: &[f32], gain: &[f32], eps: f32, tiles: &mut [Tile]) {
+        for (line, row) in rows.chunks_exact(gain.len()).enumerate() {
+            let mean_square = sum_pairs(row, row, |a, b| a * b) / gain.len() as f32;
+            let inverse = 1.0 / (mean_square + eps).sqrt();
+            halve_row(tiles, line, gain.len(), |columns, to| {
+                for ((to, x), gain) in to.iter_mut().zip(&row[columns.clone()]).zip(&gain[columns]) {
+                    *to = x * inverse * gain;
+                }
+            });
+        }
+    }
+}
+
+dispatched! {
+    fn halve_gated(gate: &[f32], up: &[f32], tiles: &mut [Tile], line: usize) {
+        halve_row(tiles, line, gate.len(), |columns, to| {
+            for ((to, &gate), &up) in to.iter_mut().zip(&gate[columns.clone()]).zip(&up[columns]) {
+                *to = gated(gate, up);
+            }
+        });
+    }
+}
+
 /// Puts the scales of a group's rows beside each other.
 fn group(blocks: &[Quants], groups: &mut [GroupScales]) {
     for (row, blocks) in blocks.chunks_exact(groups.len()).take(GROUP).enumerate() {
@@ -198,12 +294,22 @@ fn group(blocks: &[Quants], groups: &mut [GroupScales]) {
 enum Part<'a> {
     Int8(&'a mut [Quants]),
     Float(&'a mut [f32]),
+    /// The tiles of up to sixteen rows.
+    Half(&'a mut [Tile]),
 }
 
 impl Activations {
     /// Room for rows of `n_columns`; none yet.
     pub fn new(n_columns: usize, precision: Precision) -> Self {
-        Self { blocks: Vec::new(), groups: Vec::new(), floats: Vec::new(), n_rows: 0, n_columns, precision }
+        Self {
+            blocks: Vec::new(),
+            groups: Vec::new(),
+            floats: Vec::new(),
+            halves: Vec::new(),
+            n_rows: 0,
+            n_columns,
+            precision,
+        }
     }
 
     /// Takes rows in, in the place of those before. Allocates only when there are more than ever before.
@@ -216,6 +322,12 @@ impl Activations {
             _ if rows.is_empty() => {}
             Precision::Int8 => quantize(rows, &mut self.blocks, self.n_columns),
             Precision::Float => self.floats.copy_from_slice(rows),
+            Precision::Half(_) => {
+                let groups = self.halves.chunks_exact_mut(self.n_columns.div_ceil(BLOCK));
+                for (rows, tiles) in rows.chunks(GROUP * self.n_columns).zip(groups) {
+                    halve(rows, tiles, self.n_columns);
+                }
+            }
         }
         let n_blocks = self.n_columns.div_ceil(BLOCK);
         for (i, groups) in self.groups.chunks_exact_mut(n_blocks.max(1)).enumerate() {
@@ -233,6 +345,7 @@ impl Activations {
         self.fill(team, &|range, part| match part {
             Part::Int8(blocks) => quantize(&rows[range], blocks, d),
             Part::Float(floats) => floats.copy_from_slice(&rows[range]),
+            Part::Half(tiles) => halve(&rows[range], tiles, d),
         });
     }
 
@@ -246,6 +359,7 @@ impl Activations {
         self.fill(team, &|range, part| match part {
             Part::Int8(blocks) => quantize_normed(&rows[range], gain, eps, blocks),
             Part::Float(floats) => norm(&rows[range], gain, eps, floats),
+            Part::Half(tiles) => halve_normed(&rows[range], gain, eps, tiles),
         });
     }
 
@@ -282,8 +396,52 @@ impl Activations {
                         gate(gates, ups, floats);
                     }
                 }
+                Part::Half(tiles) => {
+                    for (i, r) in rows.enumerate() {
+                        let [gates, ups] = row(r);
+                        halve_gated(gates, ups, tiles, i);
+                    }
+                }
             }
         });
+    }
+
+    /// Takes in `silu(gate) · up` of products that are not kept: `gate_up` are the matrices of gates and of ups, each with the row
+    /// where they begin, which `x` is multiplied with. Where that is one step, with both held in bf16; says whether it is, and
+    /// does nothing otherwise. The bits of multiplying, then [`Activations::set_swiglu`].
+    ///
+    /// # Panics
+    /// When the sizes do not fit.
+    pub fn set_gate_up(&mut self, gate_up: [(&PackedMatrix, usize); 2], x: &Self, team: &Team) -> bool {
+        let d = self.n_columns;
+        for (matrix, first) in gate_up {
+            assert_eq!(matrix.n_columns(), x.n_columns, "the product's inner size");
+            assert!(first <= matrix.n_rows() && d <= matrix.n_rows() - first, "a row for each column");
+        }
+        #[cfg(target_arch = "x86_64")]
+        if let (Precision::Half(_), [Some((kernels, gates)), Some((_, ups))]) =
+            (self.precision, gate_up.map(|(matrix, _)| half_weights(matrix, x)))
+        {
+            let firsts = gate_up.map(|(_, first)| first);
+            if d.is_multiple_of(GATED) && firsts.iter().all(|first| first.is_multiple_of(ROWS)) {
+                self.resize(x.n_rows);
+                let [gates_at, ups_at] = firsts.map(|first| first / ROWS);
+                let (weights, n_blocks) = ([(gates, gates_at), (ups, ups_at)], d / BLOCK);
+                let halves = SharedOut::new(&mut self.halves);
+                team.run(n_blocks * x.n_rows.div_ceil(TASK_TOKENS), &|task| {
+                    let (block, first) = (task % n_blocks, task / n_blocks * TASK_TOKENS);
+                    let tokens = first..x.n_rows.min(first + TASK_TOKENS);
+                    // SAFETY: the value proves that the CPU has what the function is compiled for.
+                    #[allow(unsafe_code)]
+                    unsafe {
+                        super::half_tiles::gate_up(kernels, &weights, x, &halves, block, n_blocks, tokens);
+                    }
+                });
+                return true;
+            }
+        }
+        let _ = team;
+        false
     }
 
     /// Calls `make` for the numbers of some rows, until all rows are made.
@@ -291,6 +449,7 @@ impl Activations {
         let (n_rows, d, precision) = (self.n_rows, self.n_columns, self.precision);
         let n_blocks = d.div_ceil(BLOCK);
         let (blocks, floats) = (SharedOut::new(&mut self.blocks), SharedOut::new(&mut self.floats));
+        let halves = SharedOut::new(&mut self.halves);
         let n_groups = self.groups.len() / n_blocks.max(1);
         let groups = SharedOut::new(&mut self.groups);
         team.run(n_rows.div_ceil(ROWS_PER_TASK), &|task| {
@@ -302,6 +461,7 @@ impl Activations {
                 match precision {
                     Precision::Int8 => Part::Int8(blocks.part(first * n_blocks, n * n_blocks)),
                     Precision::Float => Part::Float(floats.part(first * d, n * d)),
+                    Precision::Half(_) => Part::Half(halves.part(task * n_blocks, n_blocks)),
                 }
             };
             make(first * d..(first + n) * d, part);
@@ -333,6 +493,9 @@ impl Activations {
                 }
             }
             Precision::Float => self.floats.resize(n_rows * self.n_columns, 0.0),
+            Precision::Half(_) => {
+                self.halves.resize(n_rows.div_ceil(GROUP) * self.n_columns.div_ceil(BLOCK), EMPTY);
+            }
         }
     }
 
@@ -347,6 +510,14 @@ impl Activations {
                 for (i, out) in out.iter_mut().enumerate() {
                     let (block, at) = (&blocks[(first + i) / BLOCK], (first + i) % BLOCK);
                     *out = block.scale * f32::from(block.quants[at / 4][at % 4].cast_signed());
+                }
+            }
+            Precision::Half(_) => {
+                let tiles = &self.halves[row / GROUP * self.n_columns.div_ceil(BLOCK)..];
+                for (i, out) in out.iter_mut().enumerate() {
+                    let (tile, at) = (&tiles[(first + i) / BLOCK], (first + i) % BLOCK);
+                    let pair = tile[row % GROUP].0[at / 2];
+                    *out = f32::from_bits(if at % 2 == 0 { pair << 16 } else { pair & 0xffff_0000 });
                 }
             }
         }

@@ -8,6 +8,8 @@
 mod activations;
 mod aligned;
 mod float;
+#[cfg(target_arch = "x86_64")]
+mod half_tiles;
 mod int8;
 #[cfg(target_arch = "x86_64")]
 mod int8_tiles;
@@ -27,11 +29,11 @@ use rayon::prelude::*;
 use slmc_blocks::{BlockError, decode};
 use slmc_ir::{Format, Weight, WeightError};
 
-pub use activations::{Activations, Precision};
+pub use activations::{Activations, HalfKernels, Precision};
 pub use aligned::Store;
 pub use peak::{Sweep, byte_products};
 
-use crate::Team;
+use crate::{Team, Update};
 use aligned::AlignedBytes;
 pub(crate) use out::SharedOut;
 pub(crate) use select::Isa;
@@ -59,6 +61,11 @@ enum Storage {
     Floats(AlignedBytes),
     /// As it was stored: formats without a kernel, whose rows are decoded.
     Stored(Weight),
+}
+
+/// The fastest instruction set that products use on this CPU.
+pub fn instruction_set() -> &'static str {
+    if HalfKernels::detect().is_some() { "amxbf16" } else { Isa::best().name() }
 }
 
 /// Matrices of one call of [`products`] at most.
@@ -163,6 +170,7 @@ impl PackedMatrix {
         let (isa, format) = (Isa::best().name(), self.format);
         match (&self.storage, precision) {
             (Storage::Levels { .. }, Precision::Int8) => format!("{isa}-{format}i8-16x1"),
+            (Storage::Levels { .. }, Precision::Half(_)) => format!("amxbf16-{format}bf16-32x32"),
             (Storage::Floats(_), _) => format!("{isa}-{format}f32-16x1"),
             _ => format!("{isa}-{format}f32-decoded"),
         }
@@ -266,10 +274,28 @@ pub fn product(matrix: &PackedMatrix, activations: &Activations, out: &mut [f32]
 /// # Panics
 /// When sizes do not fit, and for more than [`MAX_PRODUCTS`] matrices.
 pub fn products(pairs: &mut [(&PackedMatrix, &mut [f32])], activations: &Activations, team: &Team) {
-    products_on(Isa::best(), pairs, activations, team);
+    products_on(Isa::best(), pairs, activations, Update::Set, team);
 }
 
-fn products_on(isa: Isa, pairs: &mut [(&PackedMatrix, &mut [f32])], x: &Activations, team: &Team) {
+/// `out += ` a [`product`], where that is one step: with activations in bf16. Says whether it is; nothing is done otherwise.
+///
+/// # Panics
+/// When sizes do not fit.
+pub fn add_product(matrix: &PackedMatrix, activations: &Activations, out: &mut [f32], team: &Team) -> bool {
+    let is_half = matches!(activations.precision(), Precision::Half(_)) && matrix.has_levels();
+    if is_half {
+        products_on(Isa::best(), &mut [(matrix, out)], activations, Update::Add, team);
+    }
+    is_half
+}
+
+fn products_on(
+    isa: Isa,
+    pairs: &mut [(&PackedMatrix, &mut [f32])],
+    x: &Activations,
+    update: Update,
+    team: &Team,
+) {
     assert!(pairs.len() <= MAX_PRODUCTS, "at most {MAX_PRODUCTS} products at once");
     let mut all: [Option<Product<'_>>; MAX_PRODUCTS] = [const { None }; MAX_PRODUCTS];
     let mut n_tasks = 0;
@@ -279,10 +305,10 @@ fn products_on(isa: Isa, pairs: &mut [(&PackedMatrix, &mut [f32])], x: &Activati
         assert_eq!(Some(out.len()), matrix.n_rows().checked_mul(x.n_rows()), "the product's size");
         let plan = Plan::new(isa, matrix, x);
         n_tasks += plan.n_tasks();
-        if matrix.n_columns() == 0 {
+        if matrix.n_columns() == 0 && update == Update::Set {
             out.fill(0.0);
         }
-        *product = Some(Product { isa, plan, matrix, x, out: SharedOut::new(out) });
+        *product = Some(Product { isa, plan, matrix, x, out: SharedOut::new(out), update });
     }
     team.run(n_tasks, &|mut task| {
         for product in all.iter().flatten() {

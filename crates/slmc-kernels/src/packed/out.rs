@@ -32,4 +32,14 @@ impl<'a, T> SharedOut<'a, T> {
         // SAFETY: inside the slice, which is exclusively borrowed, and the caller keeps parts apart.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(first), n) }
     }
+
+    /// Where entry `first` lies, of which `n` are inside the slice: for who writes some of them beside others' parts.
+    ///
+    /// # Panics
+    /// When they are not all inside the slice.
+    #[inline(always)]
+    pub(crate) fn place(&self, first: usize, n: usize) -> *mut T {
+        assert!(first <= self.len && n <= self.len - first, "a part outside the slice");
+        self.data.wrapping_add(first)
+    }
 }

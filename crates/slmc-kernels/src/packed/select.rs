@@ -4,14 +4,12 @@ use std::ops::Range;
 
 use slmc_ir::Format;
 
-#[cfg(target_arch = "x86_64")]
-use super::int8_tiles;
 #[cfg(target_arch = "aarch64")]
 use super::simd::neon::Neon;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{avx2::Avx2, avx512::Avx512};
 use super::{
-    Activations, PackedMatrix, Precision, float,
+    Activations, HalfKernels, PackedMatrix, Precision, float,
     int8::{self, Operands},
     k_layout::{Q4K, Q5K, Q6K},
     layout::{Iq4Nl, Layout, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0},
@@ -19,9 +17,12 @@ use super::{
     simd::{ROWS, Simd, portable::Portable},
 };
 #[cfg(target_arch = "x86_64")]
+use super::{half_tiles, int8_tiles};
+#[cfg(target_arch = "x86_64")]
 use crate::amx::ByteTiles;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use crate::dispatch::allowed;
+use crate::matrix::Update;
 
 /// An instruction set that this CPU has.
 #[derive(Clone, Copy)]
@@ -165,6 +166,29 @@ fn in_levels(matrix: &PackedMatrix, x: &Activations) -> bool {
     matrix.has_levels() && x.precision() == Precision::Int8
 }
 
+/// What multiplies levels with bf16, where those are what is multiplied.
+#[cfg(target_arch = "x86_64")]
+fn in_halves(matrix: &PackedMatrix, x: &Activations) -> Option<HalfKernels> {
+    match x.precision() {
+        Precision::Half(kernels) if matrix.has_levels() => Some(kernels),
+        _ => None,
+    }
+}
+
+/// What multiplies levels with bf16, and the weights as it takes them.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn half_weights<'a>(
+    matrix: &'a PackedMatrix,
+    x: &Activations,
+) -> Option<(HalfKernels, half_tiles::Weights<'a>)> {
+    let kernels = in_halves(matrix, x)?;
+    let decode: half_tiles::Decode =
+        with_layout!(matrix.format(), L => half_tiles::decode::<L>, else return None);
+    let n_blocks = matrix.n_columns() / super::layout::BLOCK;
+    let [levels, scales] = [matrix.levels(), matrix.scales()];
+    Some((kernels, half_tiles::Weights { levels, scales, n_rows: matrix.n_rows(), n_blocks, decode }))
+}
+
 /// Whether AMX multiplies a format's levels.
 #[cfg(target_arch = "x86_64")]
 fn in_byte_tiles(format: Format) -> bool {
@@ -191,6 +215,11 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn new(isa: Isa, matrix: &PackedMatrix, x: &Activations) -> Self {
         let (n_tiles, n_tokens) = (matrix.n_rows().div_ceil(ROWS), x.n_rows());
+        #[cfg(target_arch = "x86_64")]
+        if in_halves(matrix, x).is_some() {
+            let (tiles_per_task, tokens_per_task) = (half_tiles::TILES, half_tiles::TASK_TOKENS);
+            return Self { n_tiles, n_tokens, tiles_per_task, tokens_per_task, whole: false };
+        }
         // What is stored as it is multiplied needs no panel for a few tokens.
         let whole =
             n_tokens <= FEW_TOKENS && matrix.best_precision() == x.precision() && matrix.is_laid_out();
@@ -227,11 +256,23 @@ pub(super) struct Product<'a> {
     pub matrix: &'a PackedMatrix,
     pub x: &'a Activations,
     pub out: SharedOut<'a, f32>,
+    /// What becomes of what `out` holds. Only products in bf16 add to it.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub update: Update,
 }
 
 impl Product<'_> {
     /// Does one task.
     pub(super) fn run(&self, task: usize) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some((kernels, weights)) = half_weights(self.matrix, self.x) {
+            let [tiles, tokens] = self.plan.task(task);
+            // SAFETY: the value proves that the CPU has what the function is compiled for.
+            #[allow(unsafe_code)]
+            return unsafe {
+                half_tiles::matmul(kernels, &weights, self.x, &self.out, self.update, tiles, tokens)
+            };
+        }
         match self.isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the value proves that the CPU has what the function is compiled for.

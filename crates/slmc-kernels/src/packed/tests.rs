@@ -1,8 +1,8 @@
 use slmc_blocks::{decode_weight, f16_to_f32, f32_to_f16};
 use slmc_ir::{Format, Weight};
 
-use super::{Activations, PackedMatrix, Precision, products_on, reference, select::Isa};
-use crate::{Team, testing::numbers};
+use super::{Activations, HalfKernels, PackedMatrix, Precision, products_on, reference, select::Isa};
+use crate::{Team, Update, testing::numbers};
 
 /// Formats whose levels are multiplied with int8 activations.
 const LEVELS: [Format; 9] = [
@@ -61,7 +61,7 @@ fn product_of(isa: Isa, matrix: &PackedMatrix, x: &Activations, team: &Team) -> 
     const GUARD: usize = 64;
     let n = matrix.n_rows() * x.n_rows();
     let mut out = vec![f32::NAN; n + 2 * GUARD];
-    products_on(isa, &mut [(matrix, &mut out[GUARD..GUARD + n])], x, team);
+    products_on(isa, &mut [(matrix, &mut out[GUARD..GUARD + n])], x, Update::Set, team);
     assert!(out[..GUARD].iter().chain(&out[GUARD + n..]).all(|x| x.is_nan()), "written outside");
     out[GUARD..GUARD + n].to_vec()
 }
@@ -343,4 +343,124 @@ fn norms_and_gates_are_those_of_the_separate_steps() {
         let expected = activations(&gated, n_columns, precision);
         assert_eq!((&found.blocks, &found.floats), (&expected.blocks, &expected.floats));
     }
+}
+
+/// bf16 nearest to a number, as f32.
+fn half(x: f32) -> f32 {
+    slmc_blocks::bf16_to_f32(slmc_blocks::f32_to_bf16(x))
+}
+
+/// Activations in bf16, and rows of them as they are held.
+fn halves(kernels: HalfKernels, x: &[f32], n_columns: usize) -> Activations {
+    activations(x, n_columns, Precision::Half(kernels))
+}
+
+/// In f64, of factors rounded to bf16; and the sums of the magnitudes, which errors are measured by.
+fn product_in_halves(weight: &Weight, x: &[f32]) -> Vec<[f64; 2]> {
+    let (n_rows, n_columns) = (weight.n_rows(), weight.n_columns());
+    let weights = decode_weight(weight).unwrap();
+    let mut out = Vec::with_capacity(n_rows * x.len() / n_columns);
+    for x in x.chunks(n_columns) {
+        for row in weights.chunks(n_columns) {
+            let products = x.iter().zip(row).map(|(&x, &w)| f64::from(half(x)) * f64::from(half(w)));
+            out.push(products.fold([0.0; 2], |[sum, all], p| [sum + p, all + p.abs()]));
+        }
+    }
+    out
+}
+
+#[test]
+fn half_products_are_those_of_rounded_factors_and_tokens_do_not_see_each_other() {
+    let Some(kernels) = HalfKernels::detect() else { return };
+    let team = Team::new(2).unwrap();
+    for format in LEVELS {
+        for [n_rows, n_columns, n_tokens] in sizes(format) {
+            let weight = any_weight(format, n_rows, n_columns, 1);
+            let numbers = numbers(n_tokens * n_columns, 2);
+            let expected = product_in_halves(&weight, &numbers);
+            let matrix = PackedMatrix::new(&weight).unwrap();
+            let x = halves(kernels, &numbers, n_columns);
+            let found = product_of(Isa::best(), &matrix, &x, &team);
+            for (found, [sum, all]) in found.iter().zip(&expected) {
+                // Sums in f32, in an order of the unit's own. A weight that lies between two bf16 may have gone to the
+                // other one: it is one fused multiply-add here, and two roundings where it is decoded.
+                let most = 2e-5 * all + 1e-30;
+                assert!((f64::from(*found) - sum).abs() < most, "{format} {n_rows} {n_columns} {n_tokens}");
+            }
+            let alone: Vec<f32> = numbers
+                .chunks(n_columns)
+                .flat_map(|row| product_of(Isa::best(), &matrix, &halves(kernels, row, n_columns), &team))
+                .collect();
+            assert_eq!(bits(&alone), bits(&found), "{format} {n_rows} {n_columns} {n_tokens}: alone");
+            let mut sums = vec![1.0; found.len()];
+            assert!(super::add_product(&matrix, &x, &mut sums, &team));
+            for (sum, (found, [_, all])) in sums.iter().zip(found.iter().zip(&expected)) {
+                assert!(
+                    (f64::from(*sum) - 1.0 - f64::from(*found)).abs() < 1e-6 * (1.0 + all),
+                    "{format}: added"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn gates_and_ups_that_are_not_kept_give_the_bits_of_those_that_are() {
+    let Some(kernels) = HalfKernels::detect() else { return };
+    let team = Team::new(2).unwrap();
+    // Stretches of one and of several, tokens around a group, a square and a task; in one matrix, and in two of two formats.
+    for (d, n_columns, n_tokens) in [(32, 64, 1), (96, 576, 33), (64, 1536, 47), (64, 608, 530)] {
+        let numbers = numbers(n_tokens * n_columns, 5);
+        let x = halves(kernels, &numbers, n_columns);
+        let both = PackedMatrix::new(&any_weight(Format::Q4_0, 2 * d, n_columns, 6)).unwrap();
+        let other = PackedMatrix::new(&any_weight(Format::Q5_1, d, n_columns, 7)).unwrap();
+        for pair in [[(&both, 0), (&both, d)], [(&both, d), (&other, 0)]] {
+            let kept = pair.map(|(matrix, _)| product_of(Isa::best(), matrix, &x, &team));
+            let rows = |token: usize| {
+                [0, 1].map(|which| {
+                    let (matrix, first): (&PackedMatrix, usize) = pair[which];
+                    &kept[which][token * matrix.n_rows() + first..][..d]
+                })
+            };
+            let mut expected = Activations::new(d, Precision::Half(kernels));
+            expected.set_swiglu(n_tokens, &rows, &team);
+            let mut found = Activations::new(d, Precision::Half(kernels));
+            assert!(found.set_gate_up(pair, &x, &team));
+            assert_eq!(found.n_rows(), n_tokens);
+            for token in 0..n_tokens {
+                let row = |x: &Activations| {
+                    let mut row = vec![0.0; d];
+                    x.dequantize(token, 0, &mut row);
+                    bits(&row)
+                };
+                assert_eq!(row(&found), row(&expected), "{d} {n_columns} {n_tokens}: token {token}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_way_in_rounds_to_the_nearest_half() {
+    let Some(kernels) = HalfKernels::detect() else { return };
+    let team = Team::new(2).unwrap();
+    let (d, n_rows) = (70, 19);
+    let (rows, gain) = (numbers(n_rows * d, 8), numbers(d, 9));
+    let mut normed = rows.clone();
+    crate::norm_rows(&mut normed, &gain, 1e-5);
+    let up = |row: usize| [&rows[row * d..][..d], &normed[row * d..][..d]];
+    let swiglu: Vec<f32> = (0..n_rows)
+        .flat_map(|row| up(row)[0].iter().zip(up(row)[1]).map(|(&g, &u)| super::activations::gated(g, u)))
+        .collect();
+    let held = |set: &dyn Fn(&mut Activations)| {
+        let mut x = Activations::new(d, Precision::Half(kernels));
+        set(&mut x);
+        let mut out = vec![0.0; n_rows * d];
+        out.chunks_mut(d).enumerate().for_each(|(row, out)| x.dequantize(row, 0, out));
+        out
+    };
+    let rounded = |x: &[f32]| bits(&x.iter().map(|&x| half(x)).collect::<Vec<_>>());
+    assert_eq!(bits(&held(&|x| x.set(&rows))), rounded(&rows));
+    assert_eq!(bits(&held(&|x| x.set_with(&rows, &team))), rounded(&rows));
+    assert_eq!(bits(&held(&|x| x.set_rms_norm(&rows, &gain, 1e-5, &team))), rounded(&normed));
+    assert_eq!(bits(&held(&|x| x.set_swiglu(n_rows, &up, &team))), rounded(&swiglu));
 }

@@ -77,7 +77,7 @@ impl Teacher for InEngine {
         let mut session = self.engine.session(batch.seq_len).map_err(failed)?;
         for row in batch.inputs.chunks_exact(batch.seq_len) {
             session.truncate(0);
-            session.append_hidden(row, &mut hidden).map_err(failed)?;
+            session.read_hidden(row, &mut hidden).map_err(failed)?;
         }
         Ok(Tensor::from_data(TensorData::new(hidden, shape), &self.device))
     }

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use super::{Simd, proven};
 
 /// AVX-512 F, BW, DQ, VL and VNNI.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Avx512(());
 
 impl Avx512 {

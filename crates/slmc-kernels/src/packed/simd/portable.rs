@@ -5,7 +5,7 @@ use slmc_blocks::{bf16_to_f32, f16_to_f32};
 use super::{ROWS, Simd};
 
 /// No instruction set in particular.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Portable;
 
 #[inline(always)]
