@@ -8,7 +8,7 @@ use slmc_onnxruntime::Runtime;
 use slmc_recipe::StageError;
 use slmc_stages::{Subject, divergence_of, perplexity_of};
 
-use super::{Session, model, onnx, tasks};
+use super::{Session, keeping::keeping, model, onnx, tasks};
 use crate::{
     args::{EvalVerb, KldArgs, PplArgs},
     failure::{Failure, OrFail, input_error},
@@ -39,6 +39,7 @@ fn ppl(args: &PplArgs, session: &Session<'_>) -> Result<(), Failure> {
         &text.data,
         windowing,
         text.how.exactness(),
+        keeping(&[&args.model]).as_ref(),
         &session.surroundings,
         session.terminal,
     );
@@ -72,6 +73,7 @@ fn kld(args: &KldArgs, session: &Session<'_>) -> Result<(), Failure> {
         &text.data,
         Windowing::llama(text.ctx, text.chunks),
         text.how.exactness(),
+        keeping(&[&args.model, &args.baseline]).as_ref(),
         &session.surroundings,
         session.terminal,
     );
@@ -109,7 +111,7 @@ pub fn subject(name: &str, loaded: &mut Option<Runtime>) -> Result<Subject, Fail
 pub fn stage_failure(error: StageError) -> Failure {
     use StageError::{Failed, Input, Interrupted};
     match error {
-        Interrupted(what) => Failure::Interrupted(format!("{what}; nothing of it is kept: start it again")),
+        Interrupted(what) => Failure::Interrupted(what),
         Input(message) => input_error(message),
         Failed(message) => Failure::Run(anyhow::Error::msg(message)),
     }

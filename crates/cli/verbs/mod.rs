@@ -8,6 +8,7 @@ mod gate;
 mod generate;
 mod hashing;
 mod inspect;
+mod keeping;
 mod lora;
 mod meta;
 mod model;

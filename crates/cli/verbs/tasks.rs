@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use slmc_eval::{
+    EvalError, Journal,
     stats::Resampling,
     tasks::{
         Asked, Item, TaskComparison, TaskFile, TaskKind, TaskResult, compare as compare_tasks, run_task,
@@ -12,12 +13,13 @@ use slmc_eval::{
 use slmc_gate::{SessionModel, locate_task};
 use slmc_ir::LanguageModel;
 use slmc_onnxruntime::Runtime;
-use slmc_stages::{Exactness, Subject};
+use slmc_stages::{Exactness, KEPT, Subject};
 
 use super::{
     Session, engine,
     eval::{stage_failure, subject},
     gate,
+    keeping::keeping,
 };
 use crate::{
     args::{CompareArgs, TasksArgs},
@@ -83,8 +85,16 @@ fn run(
     let subject = subject(model_path, runtime)?;
     let tokenizer = subject.tokenizer().map_err(stage_failure)?;
     let ends = subject.ends();
+    let keeping = keeping(&[model_path]);
+    let journal = |task: &TaskFile, items: &[Item]| match &keeping {
+        Some(keeping) => {
+            let asked = format!("{exact} {} {items:?}", serde_json::to_string(task).unwrap_or_default());
+            keeping.journal(&["task", &asked], session.terminal)
+        }
+        None => Journal::none(),
+    };
     let ask = |model: &mut dyn LanguageModel| {
-        ask(&located, Asked { model, tokenizer: &tokenizer, ends: &ends }, session)
+        ask(&located, Asked { model, tokenizer: &tokenizer, ends: &ends }, &journal, session)
     };
     match &subject {
         // In a session, which keeps what choices share.
@@ -103,13 +113,27 @@ fn run(
 fn ask(
     located: &[(TaskFile, Vec<Item>)],
     mut asked: Asked<'_>,
+    journal: &dyn Fn(&TaskFile, &[Item]) -> Journal,
     session: &Session<'_>,
 ) -> Result<Vec<TaskResult>, Failure> {
+    // What is done of a task is kept until all tasks are done.
+    let mut journals: Vec<Journal> = Vec::new();
     let mut results = Vec::new();
     for (task, items) in located {
-        let result = run_task(task, items, &mut asked, session.terminal);
-        results.push(result.map_err(|e| gate::failure(e.into()))?);
+        journals.push(journal(task, items));
+        let journal = journals.last_mut().expect("it was pushed");
+        match run_task(task, items, &mut asked, journal, session.terminal) {
+            Ok(result) => results.push(result),
+            Err(error @ EvalError::Stopped { kept: true, .. }) => {
+                for journal in &mut journals {
+                    journal.keep().map_err(|e| gate::failure(e.into()))?;
+                }
+                return Err(Failure::Interrupted(format!("{}: {error}; {KEPT}", task.name)));
+            }
+            Err(error) => return Err(gate::failure(error.into())),
+        }
     }
+    journals.into_iter().for_each(Journal::finish);
     Ok(results)
 }
 
@@ -202,6 +226,7 @@ fn on_text(
         data,
         windowing,
         exactness(args.exact),
+        keeping(&[&args.second, &args.first]).as_ref(),
         &session.surroundings,
         session.terminal,
     );

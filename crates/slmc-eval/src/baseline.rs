@@ -103,7 +103,8 @@ impl Baseline {
         for (done, window) in windows.iter().enumerate() {
             if host.stop_requested() {
                 host.end();
-                return Err(EvalError::Stopped { done, total: windows.len() });
+                let (total, unit) = (windows.len(), "chunks".to_owned());
+                return Err(EvalError::Stopped { done, total, unit, kept: false });
             }
             let rows = predictions(model, text, window, &|target, row| {
                 let token = text.tokens()[target] as usize;

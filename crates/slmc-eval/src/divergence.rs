@@ -3,11 +3,12 @@
 //! KL(base || model) at each scored position of llama-perplexity's protocol. Far more sensitive than perplexity:
 //! both models see the same text, and luck with the true next token drops out.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use slmc_ir::{Host, LanguageModel};
 
 use crate::{
-    EvalError, EvalText, Windowing,
+    EvalError, EvalText, Journal, Windowing,
+    journal::Work,
     log_softmax::{argmax, exp_of_non_positive, log_sum_exp},
     perplexity::{nll, predictions, standard_error},
     windows::{Window, windows},
@@ -54,12 +55,13 @@ struct Tally {
 /// (`scored tokens * vocab_size` f32: 50 MB for 255 tokens of a vocabulary of 49152).
 ///
 /// # Errors
-/// When the vocabularies differ, the text is too short, a model fails, or the user stops it.
+/// When the vocabularies differ, the text is too short, a model fails, the journal cannot be written, or the user stops it.
 pub fn kl_divergence(
     model: &mut dyn LanguageModel,
     baseline: &mut dyn LanguageModel,
     text: &EvalText,
     windowing: Windowing,
+    journal: &mut Journal,
     host: &dyn Host,
 ) -> Result<Divergence, EvalError> {
     if model.vocab_size() != baseline.vocab_size() {
@@ -68,34 +70,24 @@ pub fn kl_divergence(
     let context_len = model.context_len().min(baseline.context_len());
     let windows = windows(text.tokens().len(), windowing, context_len)?;
     let mut tally = Tally::default();
-    host.begin("KL divergence", windows.len() as u64, "chunks");
-    for (done, window) in windows.iter().enumerate() {
-        if host.stop_requested() {
-            host.end();
-            return Err(EvalError::Stopped { done, total: windows.len() });
-        }
-        tally.add(model, baseline, text, window)?;
-        host.advance_to(done as u64 + 1, &format!("kld {:.5}", tally.mean()));
-    }
-    host.end();
+    let work = Work { what: "KL divergence", unit: "chunks", n: windows.len() };
+    let is_whole = |i: usize, chunk: &Vec<Compared>| chunk.len() == windows[i].n_scored();
+    let mut compare = |i: usize| compared(model, baseline, text, &windows[i]);
+    journal.each(work, host, &is_whole, &mut compare, &mut |chunk| {
+        tally.add(chunk);
+        format!("kld {:.5}", tally.mean())
+    })?;
     Ok(tally.finish(windowing))
 }
 
 impl Tally {
-    fn add(
-        &mut self,
-        model: &mut dyn LanguageModel,
-        baseline: &mut dyn LanguageModel,
-        text: &EvalText,
-        window: &Window,
-    ) -> Result<(), EvalError> {
-        for token in compared(model, baseline, text, window)? {
+    fn add(&mut self, chunk: Vec<Compared>) {
+        for token in chunk {
             self.nll_base += token.nll_base;
             self.nll += token.nll;
             self.klds.push(token.kld);
             self.n_same_top += u64::from(token.same_top);
         }
-        Ok(())
     }
 
     fn mean(&self) -> f64 {
@@ -124,6 +116,7 @@ impl Tally {
 }
 
 /// How two models' predictions of a token differ.
+#[derive(Serialize, Deserialize)]
 pub(crate) struct Compared {
     pub nll_base: f64,
     pub nll: f64,

@@ -74,12 +74,19 @@ pub enum EvalError {
     /// The file of a baseline's predictions cannot be written.
     #[error("the baseline's predictions cannot be kept: {0}")]
     Cache(slmc_formats::FileError),
+    /// What is done cannot be kept, or what was kept cannot be read.
+    #[error("what is done of the evaluation cannot be kept: {0}")]
+    Journal(slmc_formats::FileError),
     /// The user stopped it.
-    #[error("stopped after {done} of {total} chunks")]
+    #[error("stopped after {done} of {total} {unit}")]
     Stopped {
-        /// Chunks scored.
+        /// Chunks or items done.
         done: usize,
-        /// Chunks planned.
+        /// Chunks or items planned.
         total: usize,
+        /// What they are.
+        unit: String,
+        /// Whether the same evaluation will go on from there.
+        kept: bool,
     },
 }

@@ -4,9 +4,10 @@ use serde::Serialize;
 use slmc_ir::{Host, LanguageModel};
 
 use crate::{
-    Baseline, EvalError, EvalText, Windowing,
+    Baseline, EvalError, EvalText, Journal, Windowing,
     baseline::Tables,
     divergence::{Compared, compared, quantile},
+    journal::Work,
     log_softmax::log_sum_exp,
     perplexity::predictions,
     stats::{Interval, Resampling, interval},
@@ -67,14 +68,12 @@ pub fn compare_with_baseline(
     let nlls_base: Vec<f64> = baseline.nlls().collect();
     let tables = Tables::new();
     let mut paired = Paired::default();
-    host.begin("model", windows.len() as u64, "chunks");
-    for (done, window) in windows.iter().enumerate() {
-        if host.stop_requested() {
-            host.end();
-            return Err(EvalError::Stopped { done, total: windows.len() });
-        }
-        let before = paired.nlls.len();
-        let compared = predictions(model, text, window, &|target, row| {
+    // Scored tokens before each window.
+    let before: Vec<usize> =
+        windows.iter().scan(0, |n, w| Some(std::mem::replace(n, *n + w.n_scored()))).collect();
+    let mut compare = |i: usize| {
+        let (window, before) = (&windows[i], before[i]);
+        predictions(model, text, window, &|target, row| {
             let index = before + target - window.scored;
             let Some(&nll_base) = nlls_base.get(index) else {
                 return Err(EvalError::BaselineRows { found: nlls_base.len() });
@@ -83,23 +82,23 @@ pub fn compare_with_baseline(
             let divergence = baseline.compare(index, row, log_sum, &tables);
             let nll = log_sum - f64::from(row[text.tokens()[target] as usize]);
             Ok(Compared { nll_base, nll, kld: divergence.kld, same_top: divergence.same_top })
-        })?;
-        paired.extend(compared);
-        host.advance_to(done as u64 + 1, &format!("kld {:.5}", mean(&paired.klds)));
-    }
-    host.end();
+        })
+    };
+    let work = Work { what: "model", unit: "chunks", n: windows.len() };
+    Journal::none().each(work, host, &|_, _| true, &mut compare, &mut |chunk| paired.extend(chunk))?;
     Ok(paired)
 }
 
 /// Runs both models over a text, chunk by chunk; the baseline's rows of one chunk are held.
 ///
 /// # Errors
-/// When the vocabularies differ, the text is too short, a model fails, or the user stops it.
+/// When the vocabularies differ, the text is too short, a model fails, the journal cannot be written, or the user stops it.
 pub fn compare_pair(
     model: &mut dyn LanguageModel,
     baseline: &mut dyn LanguageModel,
     text: &EvalText,
     windowing: Windowing,
+    journal: &mut Journal,
     host: &dyn Host,
 ) -> Result<Paired, EvalError> {
     if model.vocab_size() != baseline.vocab_size() {
@@ -107,22 +106,16 @@ pub fn compare_pair(
     }
     let windows = windows(text.tokens().len(), windowing, model.context_len().min(baseline.context_len()))?;
     let mut paired = Paired::default();
-    host.begin("compare", windows.len() as u64, "chunks");
-    for (done, window) in windows.iter().enumerate() {
-        if host.stop_requested() {
-            host.end();
-            return Err(EvalError::Stopped { done, total: windows.len() });
-        }
-        paired.extend(compared(model, baseline, text, window)?);
-        host.advance_to(done as u64 + 1, &format!("kld {:.5}", mean(&paired.klds)));
-    }
-    host.end();
+    let work = Work { what: "compare", unit: "chunks", n: windows.len() };
+    let is_whole = |i: usize, chunk: &Vec<Compared>| chunk.len() == windows[i].n_scored();
+    let mut compare = |i: usize| compared(model, baseline, text, &windows[i]);
+    journal.each(work, host, &is_whole, &mut compare, &mut |chunk| paired.extend(chunk))?;
     Ok(paired)
 }
 
 impl Paired {
-    /// Adds a chunk.
-    fn extend(&mut self, chunk: Vec<Compared>) {
+    /// Adds a chunk; how far the models are apart so far.
+    fn extend(&mut self, chunk: Vec<Compared>) -> String {
         self.chunk_tokens.push(chunk.len());
         for token in chunk {
             self.nlls.push(token.nll);
@@ -130,6 +123,7 @@ impl Paired {
             self.klds.push(token.kld);
             self.same_top.push(token.same_top);
         }
+        format!("kld {:.5}", mean(&self.klds))
     }
 
     /// The first `n` chunks of it.

@@ -5,7 +5,8 @@ use serde::Serialize;
 use slmc_ir::{Host, LanguageModel, TokenId};
 
 use crate::{
-    EvalError, EvalText, Windowing,
+    EvalError, EvalText, Journal, Windowing,
+    journal::Work,
     log_softmax::log_sum_exp,
     windows::{Window, windows},
 };
@@ -114,32 +115,28 @@ pub(crate) fn standard_error(values: &[f64], mean: f64) -> f64 {
     (squares / n / (n - 1.0)).sqrt()
 }
 
-/// Measures a model on a text.
+/// Measures a model on a text. What the journal holds is not run again.
 ///
 /// # Errors
-/// When the text is too short for the windows, the model fails, or the user stops it.
+/// When the text is too short for the windows, the model fails, the journal cannot be written, or the user stops it.
 pub fn perplexity(
     model: &mut dyn LanguageModel,
     text: &EvalText,
     windowing: Windowing,
+    journal: &mut Journal,
     host: &dyn Host,
 ) -> Result<Perplexity, EvalError> {
     let windows = windows(text.tokens().len(), windowing, model.context_len())?;
     let (mut per_chunk, mut nlls, mut nll_sum) = (Vec::new(), Vec::new(), 0.0);
-    host.begin("perplexity", windows.len() as u64, "chunks");
-    for (done, window) in windows.iter().enumerate() {
-        if host.stop_requested() {
-            host.end();
-            return Err(EvalError::Stopped { done, total: windows.len() });
-        }
-        let scored = score(model, text, window)?;
+    let work = Work { what: "perplexity", unit: "chunks", n: windows.len() };
+    let is_whole = |i: usize, scored: &Vec<f64>| scored.len() == windows[i].n_scored();
+    journal.each(work, host, &is_whole, &mut |i| score(model, text, &windows[i]), &mut |scored| {
         let sum: f64 = scored.iter().sum();
         nll_sum += sum;
         per_chunk.push(Chunk { nll_sum: sum, tokens: scored.len() as u64 });
         nlls.extend(scored);
-        host.advance_to(done as u64 + 1, &format!("ppl {:.4}", (nll_sum / nlls.len() as f64).exp()));
-    }
-    host.end();
+        format!("ppl {:.4}", (nll_sum / nlls.len() as f64).exp())
+    })?;
     Ok(Perplexity::new(windowing, per_chunk, nlls, scored_bytes(text, &windows)))
 }
 

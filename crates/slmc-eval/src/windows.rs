@@ -48,6 +48,13 @@ pub(crate) struct Window {
     pub begins_with_bos: bool,
 }
 
+impl Window {
+    /// Tokens that are scored.
+    pub fn n_scored(&self) -> usize {
+        self.end - self.scored
+    }
+}
+
 /// The windows over a text of `n_tokens`.
 pub(crate) fn windows(
     n_tokens: usize,

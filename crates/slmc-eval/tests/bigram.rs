@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use slmc_eval::{EvalError, EvalText, Protocol, Windowing, kl_divergence, perplexity};
+use slmc_eval::{Divergence, EvalError, EvalText, Journal, Perplexity, Protocol, Windowing};
 use slmc_ir::{ForwardError, Host, LanguageModel, SilentHost, TokenId};
 
 /// Logits of the next token by the last one alone, `[4, 4]`; and the sequences it was asked for.
@@ -61,6 +61,25 @@ const Q: [[f32; 4]; 4] = [
     [0.125, 0.5, 0.25, 0.125],
     [0.5, 0.125, 0.25, 0.125],
 ];
+
+fn perplexity(
+    model: &mut dyn LanguageModel,
+    text: &EvalText,
+    windowing: Windowing,
+    host: &dyn Host,
+) -> Result<Perplexity, EvalError> {
+    slmc_eval::perplexity(model, text, windowing, &mut Journal::none(), host)
+}
+
+fn kl_divergence(
+    model: &mut dyn LanguageModel,
+    baseline: &mut dyn LanguageModel,
+    text: &EvalText,
+    windowing: Windowing,
+    host: &dyn Host,
+) -> Result<Divergence, EvalError> {
+    slmc_eval::kl_divergence(model, baseline, text, windowing, &mut Journal::none(), host)
+}
 
 fn text(bos: Option<TokenId>) -> EvalText {
     let tokens = vec![0, 1, 2, 3, 0, 0, 2, 1, 3, 3, 1];
@@ -204,7 +223,116 @@ impl Host for Impatient {
 fn the_user_may_stop_it() {
     let windowing = Windowing { protocol: Protocol::Rolling { stride: 1 }, ctx: 4, chunks: None };
     let error = perplexity(&mut Bigram::new(P), &text(None), windowing, &Impatient::default()).unwrap_err();
-    assert!(matches!(error, EvalError::Stopped { done: 2, total: 8 }), "{error}");
+    assert!(matches!(error, EvalError::Stopped { done: 2, total: 8, kept: false, .. }), "{error}");
+}
+
+/// Windows of one scored token each.
+const STEPS: Windowing = Windowing { protocol: Protocol::Rolling { stride: 1 }, ctx: 4, chunks: None };
+
+#[test]
+fn whoever_is_stopped_goes_on_and_ends_with_the_same_figures() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = folder.path().join("made when needed");
+    let open = |part: &str| Journal::open(&kept, &["perplexity", part]).unwrap();
+    let run = |journal: &mut Journal, host: &dyn Host| {
+        let mut model = Bigram::new(P);
+        let found = slmc_eval::perplexity(&mut model, &text(None), STEPS, journal, host);
+        (found, model.asked.len())
+    };
+    let (whole, _) = run(&mut Journal::none(), &SilentHost);
+    let (error, asked) = run(&mut open("text"), &Impatient::default());
+    assert!(matches!(error, Err(EvalError::Stopped { done: 2, total: 8, kept: true, .. })));
+    assert_eq!(asked, 2);
+    // What another evaluation follows from is another's.
+    assert_eq!((open("text").n_kept(), open("other").n_kept()), (2, 0));
+    let mut journal = open("text");
+    let (found, asked) = run(&mut journal, &SilentHost);
+    assert_eq!((found.as_ref().unwrap(), asked), (whole.as_ref().unwrap(), 6));
+    assert_eq!(found.unwrap().nlls, whole.unwrap().nlls);
+    journal.finish();
+    assert_eq!(std::fs::read_dir(&kept).unwrap().count(), 0, "nothing is left once it is done");
+}
+
+#[test]
+fn what_was_kept_is_taken_as_far_as_it_is_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = || Journal::open(folder.path(), &["x"]).unwrap();
+    let run = |journal: &mut Journal| {
+        let mut model = Bigram::new(P);
+        let found = slmc_eval::perplexity(&mut model, &text(None), STEPS, journal, &SilentHost).unwrap();
+        (found, model.asked.len())
+    };
+    let (whole, _) = run(&mut Journal::none());
+    let stopped =
+        slmc_eval::perplexity(&mut Bigram::new(P), &text(None), STEPS, &mut open(), &Impatient::default());
+    assert!(stopped.is_err());
+    let path = std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
+    let lines = std::fs::read_to_string(&path).unwrap();
+    let line: Vec<&str> = lines.lines().collect();
+    // Two are kept; a torn line, one of another length, one that is none, another's name, no name, and what is no text.
+    for (content, n_asked) in [
+        (lines.clone(), 6),
+        (lines.trim_end().to_owned(), 7),
+        (format!("{}\n{}\n[1.0, 2.0]\n{}\n", line[0], line[1], line[2]), 7),
+        (format!("{}\n{{}}\n{}\n", line[0], line[2]), 8),
+        (lines.replace(line[0], "name"), 8),
+        (String::new(), 8),
+        ("\n\n\n".to_owned(), 8),
+    ] {
+        std::fs::write(&path, &content).unwrap();
+        let mut journal = open();
+        let (found, asked) = run(&mut journal);
+        assert_eq!((found, asked), (whole.clone(), n_asked), "{content:?}");
+        // What it wrote itself is whole again.
+        journal.keep().unwrap();
+        drop(journal);
+        assert_eq!(open().n_kept(), 8, "{content:?}");
+    }
+    std::fs::write(&path, [0xff; 100]).unwrap();
+    assert_eq!(open().n_kept(), 0);
+}
+
+#[test]
+fn two_do_not_write_to_one_journal() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = || Journal::open(folder.path(), &["x"]);
+    let mut first = open().unwrap();
+    let stopped =
+        slmc_eval::perplexity(&mut Bigram::new(P), &text(None), STEPS, &mut first, &Impatient::default());
+    assert!(stopped.is_err());
+    let error = open().unwrap_err().to_string();
+    assert!(error.contains("run already"), "{error}");
+    drop(first);
+    assert_eq!(open().unwrap().n_kept(), 2);
+}
+
+/// A clock that moves on by two seconds whenever it is read.
+#[derive(Default)]
+struct Slow(AtomicU64);
+
+impl Host for Slow {
+    fn begin(&self, _: &str, _: u64, _: &str) {}
+    fn advance_to(&self, _: u64, _: &str) {}
+    fn end(&self) {}
+    fn warn(&self, _: &str) {}
+    fn elapsed(&self) -> std::time::Duration {
+        std::time::Duration::from_secs(self.0.fetch_add(2, Ordering::Relaxed))
+    }
+    fn stop_requested(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn what_takes_long_is_kept_without_being_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut journal = Journal::open(folder.path(), &["x"]).unwrap();
+    slmc_eval::perplexity(&mut Bigram::new(P), &text(None), STEPS, &mut journal, &SilentHost).unwrap();
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "what takes no time is not");
+    let mut journal = Journal::open(folder.path(), &["x"]).unwrap();
+    slmc_eval::perplexity(&mut Bigram::new(P), &text(None), STEPS, &mut journal, &Slow::default()).unwrap();
+    drop(journal);
+    assert_eq!(Journal::open(folder.path(), &["x"]).unwrap().n_kept(), 8);
 }
 
 #[test]

@@ -19,7 +19,7 @@ pub struct FileError {
 
 impl FileError {
     /// Makes a `map_err` closure for one action on one path.
-    pub(crate) fn when(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub fn when(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self { action, path: path.to_owned(), source }
     }
 }

@@ -5,7 +5,7 @@ use std::{cell::OnceCell, collections::BTreeMap, thread};
 use slmc_data::{Documents, Split, Tokenizer, sha256_bytes};
 use slmc_engine::{Engine, EngineOptions, stop_tokens};
 use slmc_eval::{
-    EvalText, Paired, Windowing, compare_with_baseline,
+    EvalText, Journal, Paired, Windowing, compare_with_baseline,
     tasks::{Asked, TaskResult, run_task},
 };
 use slmc_ir::{Checkpoint, LanguageModel, TokenId};
@@ -148,7 +148,7 @@ impl<'a> Pair<'a> {
             let mut model = SessionModel::new(engine, TASK_CONTEXT.min(engine.spec().context_len))?;
             let ends = stop_tokens(checkpoint);
             let mut asked = Asked { model: &mut model, tokenizer: &self.tokenizer, ends: &ends };
-            Ok(run_task(&located.task, &items, &mut asked, host)?)
+            Ok(run_task(&located.task, &items, &mut asked, &mut Journal::none(), host)?)
         };
         let base = match self.cache.task(&key, host) {
             Some(result) => result,

@@ -2,7 +2,7 @@
 
 use slmc_data::Tokenizer;
 use slmc_engine::{Engine, EngineOptions, KvType, stop_tokens};
-use slmc_eval::{Divergence, EvalError, EvalText, Paired, Perplexity, Windowing};
+use slmc_eval::{Divergence, EvalError, EvalText, Journal, Paired, Perplexity, Windowing};
 use slmc_interop::OnnxFolder;
 use slmc_ir::{Checkpoint, Host, LanguageModel, TokenId};
 use slmc_model::{Decoder, Evaluator};
@@ -12,6 +12,7 @@ use slmc_recipe::{EvalConfig, Evaluation, StageError};
 use crate::{
     Surroundings,
     calibration::{Dataset, same_vocabulary, text_of_document, tokenizer_of},
+    keeping::{Keeping, part_of_text},
     open::open_device,
 };
 
@@ -24,9 +25,12 @@ pub fn evaluate(
 ) -> Result<Evaluation, StageError> {
     let windowing = Windowing::llama(config.ctx, config.chunks);
     let subject = Subject::Checkpoint(checkpoint.clone());
-    let found = perplexity_of(&subject, &config.data, windowing, Exactness::Fast, surroundings, host)?;
+    let found = perplexity_of(&subject, &config.data, windowing, Exactness::Fast, None, surroundings, host)?;
     Ok(Evaluation { ppl: found.ppl, standard_error: found.standard_error, tokens: found.tokens })
 }
+
+/// What follows for whoever stopped an evaluation.
+pub const KEPT: &str = "what is done is kept: the same command goes on from there";
 
 /// How exactly the engine computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,18 +112,23 @@ impl Subject {
     }
 }
 
-/// Perplexity of a model on the text of a dataset.
+/// Perplexity of a model on the text of a dataset. What is done is kept where that is said.
 pub fn perplexity_of(
     subject: &Subject,
     data: &str,
     windowing: Windowing,
     exactness: Exactness,
+    keeping: Option<&Keeping>,
     surroundings: &Surroundings,
     host: &dyn Host,
 ) -> Result<Perplexity, StageError> {
-    let text = EvalText::new(&subject.tokenizer()?, &text_of(data, surroundings)?).map_err(eval_error)?;
+    let failed = |error| eval_error(error, keeping);
+    let text = EvalText::new(&subject.tokenizer()?, &text_of(data, surroundings)?).map_err(failed)?;
+    let mut journal = journal("perplexity", &text, windowing, exactness, keeping, surroundings, host);
     let mut model = subject.model(exactness, surroundings)?;
-    slmc_eval::perplexity(&mut *model, &text, windowing, host).map_err(eval_error)
+    let found = slmc_eval::perplexity(&mut *model, &text, windowing, &mut journal, host).map_err(failed)?;
+    journal.finish();
+    Ok(found)
 }
 
 /// The model in the engine; on the device where one is named.
@@ -166,14 +175,20 @@ pub fn divergence_of(
     data: &str,
     windowing: Windowing,
     exactness: Exactness,
+    keeping: Option<&Keeping>,
     surroundings: &Surroundings,
     host: &dyn Host,
 ) -> Result<Divergence, StageError> {
     let tokenizer = shared_tokenizer(subject, baseline)?;
-    let text = EvalText::new(&tokenizer, &text_of(data, surroundings)?).map_err(eval_error)?;
+    let failed = |error| eval_error(error, keeping);
+    let text = EvalText::new(&tokenizer, &text_of(data, surroundings)?).map_err(failed)?;
+    let mut journal = journal("KL divergence", &text, windowing, exactness, keeping, surroundings, host);
     let mut model = subject.model(exactness, surroundings)?;
     let mut base = baseline.model(exactness, surroundings)?;
-    slmc_eval::kl_divergence(&mut *model, &mut *base, &text, windowing, host).map_err(eval_error)
+    let found = slmc_eval::kl_divergence(&mut *model, &mut *base, &text, windowing, &mut journal, host)
+        .map_err(failed)?;
+    journal.finish();
+    Ok(found)
 }
 
 /// A model beside a baseline on the text of a dataset, token by token.
@@ -183,14 +198,20 @@ pub fn paired_on_text(
     data: &str,
     windowing: Windowing,
     exactness: Exactness,
+    keeping: Option<&Keeping>,
     surroundings: &Surroundings,
     host: &dyn Host,
 ) -> Result<Paired, StageError> {
     let tokenizer = shared_tokenizer(subject, baseline)?;
-    let text = EvalText::new(&tokenizer, &text_of(data, surroundings)?).map_err(eval_error)?;
+    let failed = |error| eval_error(error, keeping);
+    let text = EvalText::new(&tokenizer, &text_of(data, surroundings)?).map_err(failed)?;
+    let mut journal = journal("comparison", &text, windowing, exactness, keeping, surroundings, host);
     let mut model = subject.model(exactness, surroundings)?;
     let mut base = baseline.model(exactness, surroundings)?;
-    slmc_eval::compare_pair(&mut *model, &mut *base, &text, windowing, host).map_err(eval_error)
+    let found = slmc_eval::compare_pair(&mut *model, &mut *base, &text, windowing, &mut journal, host)
+        .map_err(failed)?;
+    journal.finish();
+    Ok(found)
 }
 
 /// The tokenizer of two models that are compared token by token.
@@ -204,12 +225,32 @@ fn shared_tokenizer(subject: &Subject, baseline: &Subject) -> Result<Tokenizer, 
     Ok(tokenizer)
 }
 
-fn eval_error(error: EvalError) -> StageError {
+/// What is kept of an evaluation on a text.
+fn journal(
+    what: &str,
+    text: &EvalText,
+    windowing: Windowing,
+    exactness: Exactness,
+    keeping: Option<&Keeping>,
+    surroundings: &Surroundings,
+    host: &dyn Host,
+) -> Journal {
+    let Some(keeping) = keeping else { return Journal::none() };
+    let settings = format!("{windowing:?} {exactness:?} {:?}", surroundings.device);
+    keeping.journal(&[what, &part_of_text(text), &settings], host)
+}
+
+fn eval_error(error: EvalError, keeping: Option<&Keeping>) -> StageError {
     match error {
-        EvalError::Stopped { .. } => StageError::Interrupted(error.to_string()),
-        EvalError::Forward(_) | EvalError::NotFinite { .. } | EvalError::Row { .. } => {
-            StageError::Failed(error.to_string())
+        EvalError::Stopped { kept, .. } if keeping.is_some() => {
+            let follows = if kept { KEPT } else { "nothing of it is kept: start it again" };
+            StageError::Interrupted(format!("{error}; {follows}"))
         }
+        EvalError::Stopped { .. } => StageError::Interrupted(error.to_string()),
+        EvalError::Forward(_)
+        | EvalError::NotFinite { .. }
+        | EvalError::Row { .. }
+        | EvalError::Journal(_) => StageError::Failed(error.to_string()),
         _ => StageError::Input(error.to_string()),
     }
 }

@@ -11,6 +11,7 @@ mod estimate;
 mod evaluate;
 mod export;
 mod fresh;
+mod keeping;
 mod kept;
 mod lora;
 mod onnx;
@@ -26,9 +27,10 @@ pub use build::build;
 pub use calibration::{Survey, same_vocabulary, survey, tokenizer_of};
 pub use estimate::{Estimate, estimate};
 pub use evaluate::{
-    Exactness, Subject, divergence_of, evaluate, evaluator_of, paired_on_text, perplexity_of,
+    Exactness, KEPT, Subject, divergence_of, evaluate, evaluator_of, paired_on_text, perplexity_of,
 };
 pub use export::{Target, write_checkpoint};
+pub use keeping::Keeping;
 pub use lora::{MergeReport, Preview, held_out_batches, merge_adapter, preview};
 pub use onnx::{Agreement, export_onnx};
 pub use open::{artefact_of, fingerprint_of, open_model, outline_of};

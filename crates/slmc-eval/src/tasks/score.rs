@@ -13,7 +13,8 @@ use super::{
     writing::{Answers, write_answer},
 };
 use crate::{
-    EvalError,
+    EvalError, Journal,
+    journal::Work,
     log_softmax::{argmax, log_sum_exp},
 };
 
@@ -27,15 +28,16 @@ pub struct Asked<'a> {
     pub ends: &'a [TokenId],
 }
 
-/// Runs a task. A model that keeps what it computed for the beginning of the sequence before, as sessions of the engine do,
+/// Runs a task. What the journal holds is not asked again. A model that keeps what it computed for the beginning of the sequence before, as sessions of the engine do,
 /// scores what choices share once: they come one after the other.
 ///
 /// # Errors
-/// When a text cannot be encoded, the model fails, or the user stops it.
+/// When a text cannot be encoded, the model fails, the journal cannot be written, or the user stops it.
 pub fn run_task(
     task: &TaskFile,
     items: &[Item],
     asked: &mut Asked<'_>,
+    journal: &mut Journal,
     host: &dyn Host,
 ) -> Result<TaskResult, EvalError> {
     let answers = match task.kind {
@@ -44,25 +46,28 @@ pub fn run_task(
     };
     let mut results = Vec::with_capacity(items.len());
     let mut n_right = 0;
-    host.begin(&task.name, items.len() as u64, "items");
-    for (done, item) in items.iter().enumerate() {
-        if host.stop_requested() {
-            host.end();
-            return Err(EvalError::Stopped { done, total: items.len() });
-        }
-        let scored = match &answers {
-            Some(answers) => {
-                let (context, target) = &item.choices[0];
-                let written = write_answer(task, answers, context, target, asked)?;
-                ItemResult { item: item.index, written: Some(written), ..ItemResult::default() }
-            }
-            None => score_item(item, asked.model, asked.tokenizer)?,
-        };
+    let mut ask = |i: usize| {
+        let item = &items[i];
+        let Some(answers) = &answers else { return score_item(item, asked.model, asked.tokenizer) };
+        let (context, target) = &item.choices[0];
+        let written = write_answer(task, answers, context, target, asked)?;
+        Ok(ItemResult { item: item.index, written: Some(written), ..ItemResult::default() })
+    };
+    let is_whole = |i: usize, result: &ItemResult| {
+        let n = if answers.is_some() { 0 } else { items[i].choices.len() };
+        let lens =
+            [result.log_likelihoods.len(), result.bytes.len(), result.chars.len(), result.greedy.len()];
+        result.item == items[i].index
+            && lens == [n; 4]
+            && result.written.is_some() == answers.is_some()
+            && (answers.is_some() || result.label == items[i].label)
+    };
+    let work = Work { what: &task.name, unit: "items", n: items.len() };
+    journal.each(work, host, &is_whole, &mut ask, &mut |scored| {
         n_right += usize::from(scored.right(task.metric, task.kind));
         results.push(scored);
-        host.advance_to(done as u64 + 1, &format!("{} of {} right", n_right, done + 1));
-    }
-    host.end();
+        format!("{n_right} of {} right", results.len())
+    })?;
     Ok(TaskResult::new(task, results))
 }
 
