@@ -105,3 +105,61 @@ fn ctrl_c_saves_and_says_how_to_go_on() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(weights(&whole) == weights(&broken), "after Ctrl-C the weights differ");
 }
+
+/// Interrupts an evaluation until one is met that was not done yet, and lets it finish: the document that it prints then.
+#[cfg(unix)]
+fn evaluate_with_a_break(arguments: &[String], cache: &Path) -> (bool, Vec<u8>) {
+    let start = || {
+        let mut command = slmc();
+        command.args(arguments).env("SLMC_CACHE", cache);
+        command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+    };
+    let mut was_stopped = false;
+    for milliseconds in [150, 300, 500] {
+        let child = start();
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+        let output = child.wait_with_output().unwrap();
+        if output.status.code() == Some(130) {
+            assert!(stderr(&output).contains("goes on from there"), "{}", stderr(&output));
+            was_stopped = true;
+        }
+    }
+    let output = start().wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let went_on = stderr(&output).contains("run before");
+    assert_eq!(std::fs::read_dir(cache).map_or(0, Iterator::count), 0, "nothing is left of it");
+    (was_stopped && went_on, output.stdout)
+}
+
+#[test]
+#[cfg(unix)]
+fn evaluations_that_are_stopped_go_on_and_print_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let long = folder.path().join("long.txt");
+    std::fs::copy(tiny_text("eval.jsonl"), &long).unwrap();
+    let model = text(&tiny_teacher());
+    let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<String>>();
+    let on_text = ["--data", &text(&long), "--ctx", "64", "--json"];
+    let task = folder.path().join("long.toml");
+    let keys =
+        "doc_to_text = 'q'\ndoc_to_choice = '[\"one\", \"two\", \"three\"]'\ndoc_to_target = 'label'\n";
+    std::fs::write(&task, format!("name = 'long'\nkind = 'multiple_choice'\ndata = 'items.jsonl'\n{keys}"))
+        .unwrap();
+    let items: String =
+        (0..3000).map(|i| format!("{{\"q\": \"Item {i} is\", \"label\": {}}}\n", i % 3)).collect();
+    std::fs::write(folder.path().join("items.jsonl"), items).unwrap();
+    let task = text(&task);
+    for arguments in [
+        words(&[&["eval", "ppl", &model], &on_text[..]].concat()),
+        words(&[&["eval", "kld", &model, "--baseline", &model], &on_text[..]].concat()),
+        words(&["eval", "tasks", &model, "--task", &task, "--json"]),
+    ] {
+        let whole = slmc().args(&arguments).env("SLMC_CACHE", folder.path().join("other")).output().unwrap();
+        assert_eq!(whole.status.code(), Some(0), "{}", stderr(&whole));
+        let (went_on, found) = evaluate_with_a_break(&arguments, &folder.path().join("cache"));
+        assert!(went_on, "{arguments:?}: no break came while it ran");
+        assert!(found == whole.stdout, "{arguments:?}");
+    }
+}

@@ -6,11 +6,11 @@ use slmc_eval::{Protocol, Windowing};
 use slmc_interop::OnnxFolder;
 use slmc_onnxruntime::Runtime;
 use slmc_recipe::StageError;
-use slmc_stages::{Subject, divergence_of, perplexity_of};
+use slmc_stages::{Keeping, OnText, Subject, divergence_of, perplexity_of};
 
 use super::{Session, keeping::keeping, model, onnx, tasks};
 use crate::{
-    args::{EvalVerb, KldArgs, PplArgs},
+    args::{EvalVerb, KldArgs, PplArgs, TextArgs},
     failure::{Failure, OrFail, input_error},
     output,
 };
@@ -34,15 +34,9 @@ fn ppl(args: &PplArgs, session: &Session<'_>) -> Result<(), Failure> {
         (_, None) => Protocol::Llama,
     };
     let windowing = Windowing { protocol, ctx: text.ctx, chunks: text.chunks };
-    let found = perplexity_of(
-        &subject,
-        &text.data,
-        windowing,
-        text.how.exactness(),
-        keeping(&[&args.model]).as_ref(),
-        &session.surroundings,
-        session.terminal,
-    );
+    let keeping = keeping(&[&args.model]);
+    let on = on_text(text, windowing, keeping.as_ref());
+    let found = perplexity_of(&subject, &on, &session.surroundings, session.terminal);
     let found = found.map_err(stage_failure)?;
     let bits = found.bits_per_byte.map_or(String::new(), |bits| format!(", {bits:.4} bits per byte"));
     let mut line = format!(
@@ -67,16 +61,9 @@ fn kld(args: &KldArgs, session: &Session<'_>) -> Result<(), Failure> {
     let mut runtime = None;
     let (model, baseline) = (subject(&args.model, &mut runtime)?, subject(&args.baseline, &mut runtime)?);
     let text = &args.text;
-    let found = divergence_of(
-        &model,
-        &baseline,
-        &text.data,
-        Windowing::llama(text.ctx, text.chunks),
-        text.how.exactness(),
-        keeping(&[&args.model, &args.baseline]).as_ref(),
-        &session.surroundings,
-        session.terminal,
-    );
+    let keeping = keeping(&[&args.model, &args.baseline]);
+    let on = on_text(text, Windowing::llama(text.ctx, text.chunks), keeping.as_ref());
+    let found = divergence_of(&model, &baseline, &on, &session.surroundings, session.terminal);
     let found = found.map_err(stage_failure)?;
     let line = format!(
         "KL divergence {:.5}, same top token {:.2} %, perplexity {:.4} (baseline {:.4}) over {} tokens",
@@ -87,6 +74,10 @@ fn kld(args: &KldArgs, session: &Session<'_>) -> Result<(), Failure> {
         found.tokens
     );
     output::print(session.global.json, &serde_json::to_value(&found).or_run()?, &line)
+}
+
+fn on_text<'a>(text: &'a TextArgs, windowing: Windowing, keeping: Option<&'a Keeping>) -> OnText<'a> {
+    OnText { data: &text.data, windowing, exactness: text.how.exactness(), keeping }
 }
 
 /// What the user calls a model; a folder for onnxruntime is one where a runtime is found, which a process loads once.

@@ -13,7 +13,7 @@ use slmc_eval::{
 use slmc_gate::{SessionModel, locate_task};
 use slmc_ir::LanguageModel;
 use slmc_onnxruntime::Runtime;
-use slmc_stages::{Exactness, KEPT, Subject};
+use slmc_stages::{Exactness, KEPT, OnText, Subject, paired_on_text};
 
 use super::{
     Session, engine,
@@ -126,7 +126,7 @@ fn ask(
             Ok(result) => results.push(result),
             Err(error @ EvalError::Stopped { kept: true, .. }) => {
                 for journal in &mut journals {
-                    journal.keep().map_err(|e| gate::failure(e.into()))?;
+                    journal.keep(session.terminal);
                 }
                 return Err(Failure::Interrupted(format!("{}: {error}; {KEPT}", task.name)));
             }
@@ -220,16 +220,9 @@ fn on_text(
 ) -> Result<slmc_eval::PairedFigures, Failure> {
     let (first, second) = (subject(&args.first, runtime)?, subject(&args.second, runtime)?);
     let windowing = slmc_eval::Windowing::llama(args.ctx, args.chunks);
-    let paired = slmc_stages::paired_on_text(
-        &second,
-        &first,
-        data,
-        windowing,
-        exactness(args.exact),
-        keeping(&[&args.second, &args.first]).as_ref(),
-        &session.surroundings,
-        session.terminal,
-    );
+    let keeping = keeping(&[&args.second, &args.first]);
+    let on = OnText { data, windowing, exactness: exactness(args.exact), keeping: keeping.as_ref() };
+    let paired = paired_on_text(&second, &first, &on, &session.surroundings, session.terminal);
     Ok(paired.map_err(stage_failure)?.figures(how))
 }
 

@@ -55,7 +55,7 @@ struct Tally {
 /// (`scored tokens * vocab_size` f32: 50 MB for 255 tokens of a vocabulary of 49152).
 ///
 /// # Errors
-/// When the vocabularies differ, the text is too short, a model fails, the journal cannot be written, or the user stops it.
+/// When the vocabularies differ, the text is too short, a model fails, or the user stops it.
 pub fn kl_divergence(
     model: &mut dyn LanguageModel,
     baseline: &mut dyn LanguageModel,

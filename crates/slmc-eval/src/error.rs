@@ -74,9 +74,6 @@ pub enum EvalError {
     /// The file of a baseline's predictions cannot be written.
     #[error("the baseline's predictions cannot be kept: {0}")]
     Cache(slmc_formats::FileError),
-    /// What is done cannot be kept, or what was kept cannot be read.
-    #[error("what is done of the evaluation cannot be kept: {0}")]
-    Journal(slmc_formats::FileError),
     /// The user stopped it.
     #[error("stopped after {done} of {total} {unit}")]
     Stopped {

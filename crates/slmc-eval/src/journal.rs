@@ -77,7 +77,7 @@ impl Journal {
     /// was kept can be one; `take(unit)` adds it to the result and gives a live figure.
     ///
     /// # Errors
-    /// Those of `make`; when the file cannot be written; when the user stops: what is done is then kept.
+    /// Those of `make`; when the user stops: what is done is then kept where it can be.
     pub(crate) fn each<T: Serialize + DeserializeOwned>(
         &mut self,
         work: Work<'_>,
@@ -98,14 +98,14 @@ impl Journal {
         for done in 0..n {
             if host.stop_requested() {
                 host.end();
-                let kept = self.keep()?;
+                let kept = self.keep(host);
                 return Err(EvalError::Stopped { done, total: n, unit: unit.to_owned(), kept });
             }
-            let made = match self.next(&|made| is_whole(done, made))? {
+            let made = match self.next(&|made| is_whole(done, made), host) {
                 Some(made) => made,
                 None => {
                     let made = make(done)?;
-                    self.put(&made, host)?;
+                    self.put(&made, host);
                     made
                 }
             };
@@ -117,40 +117,42 @@ impl Journal {
     }
 
     /// The next unit of the run before. From one on that is not whole, none counts.
-    fn next<T: DeserializeOwned>(&mut self, is_whole: &dyn Fn(&T) -> bool) -> Result<Option<T>, EvalError> {
-        let (Some(line), Some(place)) = (self.kept.pop(), &mut self.place) else { return Ok(None) };
-        match serde_json::from_str(&line) {
-            Ok(made) if is_whole(&made) => Ok(Some(made)),
-            _ => {
-                let rest = self.kept.iter().chain([&line]).map(|line| line.len() as u64 + 1).sum::<u64>();
-                self.kept.clear();
-                place.cut(place.n_bytes.saturating_sub(rest)).map_err(EvalError::Journal)?;
-                Ok(None)
-            }
+    fn next<T: DeserializeOwned>(&mut self, is_whole: &dyn Fn(&T) -> bool, host: &dyn Host) -> Option<T> {
+        let (line, place) = (self.kept.pop()?, self.place.as_mut()?);
+        let made = serde_json::from_str(&line).ok().filter(is_whole);
+        if made.is_none() {
+            let rest = self.kept.iter().chain([&line]).map(|line| line.len() as u64 + 1).sum::<u64>();
+            self.kept.clear();
+            let cut = place.cut(place.n_bytes.saturating_sub(rest));
+            self.go_on_without(cut, host);
         }
+        made
     }
 
-    fn put<T: Serialize>(&mut self, made: &T, host: &dyn Host) -> Result<(), EvalError> {
-        let Some(place) = &self.place else { return Ok(()) };
-        let line =
-            serde_json::to_string(made).map_err(|e| EvalError::Journal(place.error("write", e.into())))?;
+    fn put<T: Serialize>(&mut self, made: &T, host: &dyn Host) {
+        let (Some(place), Ok(line)) = (&self.place, serde_json::to_string(made)) else { return };
         self.waiting += &line;
         self.waiting.push('\n');
         let took = host.elapsed().saturating_sub(self.began.unwrap_or_default());
         if place.file.is_some() || took >= WORTH_KEEPING {
-            self.keep()?;
+            self.keep(host);
         }
-        Ok(())
     }
 
-    /// Writes what is done; says whether there is a file to go on from.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn keep(&mut self) -> Result<bool, EvalError> {
-        let Some(place) = &mut self.place else { return Ok(false) };
-        place.append(&std::mem::take(&mut self.waiting)).map_err(EvalError::Journal)?;
-        Ok(place.file.is_some())
+    /// Writes what is done; says whether there is a file to go on from. Where it cannot be written the host is told why, and
+    /// nothing is kept from then on.
+    pub fn keep(&mut self, host: &dyn Host) -> bool {
+        let Some(place) = &mut self.place else { return false };
+        let kept = place.append(&std::mem::take(&mut self.waiting));
+        self.go_on_without(kept, host);
+        self.place.is_some()
+    }
+
+    fn go_on_without(&mut self, outcome: Result<(), FileError>, host: &dyn Host) {
+        if let Err(error) = outcome {
+            host.warn(&format!("{error}: what is done of this evaluation is not kept"));
+            self.place = None;
+        }
     }
 
     /// The result is in the caller's hands: nothing needs to be kept any more.

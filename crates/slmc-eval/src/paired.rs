@@ -92,7 +92,7 @@ pub fn compare_with_baseline(
 /// Runs both models over a text, chunk by chunk; the baseline's rows of one chunk are held.
 ///
 /// # Errors
-/// When the vocabularies differ, the text is too short, a model fails, the journal cannot be written, or the user stops it.
+/// When the vocabularies differ, the text is too short, a model fails, or the user stops it.
 pub fn compare_pair(
     model: &mut dyn LanguageModel,
     baseline: &mut dyn LanguageModel,

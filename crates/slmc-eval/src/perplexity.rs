@@ -118,7 +118,7 @@ pub(crate) fn standard_error(values: &[f64], mean: f64) -> f64 {
 /// Measures a model on a text. What the journal holds is not run again.
 ///
 /// # Errors
-/// When the text is too short for the windows, the model fails, the journal cannot be written, or the user stops it.
+/// When the text is too short for the windows, the model fails, or the user stops it.
 pub fn perplexity(
     model: &mut dyn LanguageModel,
     text: &EvalText,

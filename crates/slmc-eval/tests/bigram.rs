@@ -284,7 +284,7 @@ fn what_was_kept_is_taken_as_far_as_it_is_whole() {
         let (found, asked) = run(&mut journal);
         assert_eq!((found, asked), (whole.clone(), n_asked), "{content:?}");
         // What it wrote itself is whole again.
-        journal.keep().unwrap();
+        assert!(journal.keep(&SilentHost));
         drop(journal);
         assert_eq!(open().n_kept(), 8, "{content:?}");
     }
@@ -304,6 +304,18 @@ fn two_do_not_write_to_one_journal() {
     assert!(error.contains("run already"), "{error}");
     drop(first);
     assert_eq!(open().unwrap().n_kept(), 2);
+}
+
+#[test]
+fn what_cannot_be_kept_stops_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = folder.path().join("kept");
+    let mut journal = Journal::open(&kept, &["x"]).unwrap();
+    // A file comes to stand where the folder should.
+    std::fs::write(&kept, "").unwrap();
+    let mut model = Bigram::new(P);
+    let error = slmc_eval::perplexity(&mut model, &text(None), STEPS, &mut journal, &Impatient::default());
+    assert!(matches!(error, Err(EvalError::Stopped { done: 2, kept: false, .. })));
 }
 
 /// A clock that moves on by two seconds whenever it is read.

@@ -31,8 +31,7 @@ impl From<EvalError> for GateError {
             EvalError::Forward(_)
             | EvalError::NotFinite { .. }
             | EvalError::Row { .. }
-            | EvalError::Cache(_)
-            | EvalError::Journal(_) => Self::Failed(error.to_string()),
+            | EvalError::Cache(_) => Self::Failed(error.to_string()),
             _ => Self::Input(error.to_string()),
         }
     }

@@ -24,8 +24,9 @@ pub fn evaluate(
     host: &dyn Host,
 ) -> Result<Evaluation, StageError> {
     let windowing = Windowing::llama(config.ctx, config.chunks);
+    let on = OnText { data: &config.data, windowing, exactness: Exactness::Fast, keeping: None };
     let subject = Subject::Checkpoint(checkpoint.clone());
-    let found = perplexity_of(&subject, &config.data, windowing, Exactness::Fast, None, surroundings, host)?;
+    let found = perplexity_of(&subject, &on, surroundings, host)?;
     Ok(Evaluation { ppl: found.ppl, standard_error: found.standard_error, tokens: found.tokens })
 }
 
@@ -112,21 +113,40 @@ impl Subject {
     }
 }
 
-/// Perplexity of a model on the text of a dataset. What is done is kept where that is said.
+/// What models are measured on, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct OnText<'a> {
+    /// The dataset whose text it is.
+    pub data: &'a str,
+    /// How the text is cut.
+    pub windowing: Windowing,
+    /// How exactly the engine computes.
+    pub exactness: Exactness,
+    /// Where what is done is kept; nowhere when absent.
+    pub keeping: Option<&'a Keeping>,
+}
+
+impl OnText<'_> {
+    fn journal(&self, what: &str, text: &EvalText, surroundings: &Surroundings, host: &dyn Host) -> Journal {
+        let Some(keeping) = self.keeping else { return Journal::none() };
+        let settings = format!("{:?} {:?} {:?}", self.windowing, self.exactness, surroundings.device);
+        keeping.journal(&[what, &part_of_text(text), &settings], host)
+    }
+}
+
+/// Perplexity of a model on the text of a dataset.
 pub fn perplexity_of(
     subject: &Subject,
-    data: &str,
-    windowing: Windowing,
-    exactness: Exactness,
-    keeping: Option<&Keeping>,
+    on: &OnText<'_>,
     surroundings: &Surroundings,
     host: &dyn Host,
 ) -> Result<Perplexity, StageError> {
-    let failed = |error| eval_error(error, keeping);
-    let text = EvalText::new(&subject.tokenizer()?, &text_of(data, surroundings)?).map_err(failed)?;
-    let mut journal = journal("perplexity", &text, windowing, exactness, keeping, surroundings, host);
-    let mut model = subject.model(exactness, surroundings)?;
-    let found = slmc_eval::perplexity(&mut *model, &text, windowing, &mut journal, host).map_err(failed)?;
+    let failed = |error| eval_error(error, on.keeping);
+    let text = EvalText::new(&subject.tokenizer()?, &text_of(on.data, surroundings)?).map_err(failed)?;
+    let mut journal = on.journal("perplexity", &text, surroundings, host);
+    let mut model = subject.model(on.exactness, surroundings)?;
+    let found =
+        slmc_eval::perplexity(&mut *model, &text, on.windowing, &mut journal, host).map_err(failed)?;
     journal.finish();
     Ok(found)
 }
@@ -172,20 +192,17 @@ fn text_of(data: &str, surroundings: &Surroundings) -> Result<String, StageError
 pub fn divergence_of(
     subject: &Subject,
     baseline: &Subject,
-    data: &str,
-    windowing: Windowing,
-    exactness: Exactness,
-    keeping: Option<&Keeping>,
+    on: &OnText<'_>,
     surroundings: &Surroundings,
     host: &dyn Host,
 ) -> Result<Divergence, StageError> {
     let tokenizer = shared_tokenizer(subject, baseline)?;
-    let failed = |error| eval_error(error, keeping);
-    let text = EvalText::new(&tokenizer, &text_of(data, surroundings)?).map_err(failed)?;
-    let mut journal = journal("KL divergence", &text, windowing, exactness, keeping, surroundings, host);
-    let mut model = subject.model(exactness, surroundings)?;
-    let mut base = baseline.model(exactness, surroundings)?;
-    let found = slmc_eval::kl_divergence(&mut *model, &mut *base, &text, windowing, &mut journal, host)
+    let failed = |error| eval_error(error, on.keeping);
+    let text = EvalText::new(&tokenizer, &text_of(on.data, surroundings)?).map_err(failed)?;
+    let mut journal = on.journal("KL divergence", &text, surroundings, host);
+    let mut model = subject.model(on.exactness, surroundings)?;
+    let mut base = baseline.model(on.exactness, surroundings)?;
+    let found = slmc_eval::kl_divergence(&mut *model, &mut *base, &text, on.windowing, &mut journal, host)
         .map_err(failed)?;
     journal.finish();
     Ok(found)
@@ -195,20 +212,17 @@ pub fn divergence_of(
 pub fn paired_on_text(
     subject: &Subject,
     baseline: &Subject,
-    data: &str,
-    windowing: Windowing,
-    exactness: Exactness,
-    keeping: Option<&Keeping>,
+    on: &OnText<'_>,
     surroundings: &Surroundings,
     host: &dyn Host,
 ) -> Result<Paired, StageError> {
     let tokenizer = shared_tokenizer(subject, baseline)?;
-    let failed = |error| eval_error(error, keeping);
-    let text = EvalText::new(&tokenizer, &text_of(data, surroundings)?).map_err(failed)?;
-    let mut journal = journal("comparison", &text, windowing, exactness, keeping, surroundings, host);
-    let mut model = subject.model(exactness, surroundings)?;
-    let mut base = baseline.model(exactness, surroundings)?;
-    let found = slmc_eval::compare_pair(&mut *model, &mut *base, &text, windowing, &mut journal, host)
+    let failed = |error| eval_error(error, on.keeping);
+    let text = EvalText::new(&tokenizer, &text_of(on.data, surroundings)?).map_err(failed)?;
+    let mut journal = on.journal("comparison", &text, surroundings, host);
+    let mut model = subject.model(on.exactness, surroundings)?;
+    let mut base = baseline.model(on.exactness, surroundings)?;
+    let found = slmc_eval::compare_pair(&mut *model, &mut *base, &text, on.windowing, &mut journal, host)
         .map_err(failed)?;
     journal.finish();
     Ok(found)
@@ -225,21 +239,6 @@ fn shared_tokenizer(subject: &Subject, baseline: &Subject) -> Result<Tokenizer, 
     Ok(tokenizer)
 }
 
-/// What is kept of an evaluation on a text.
-fn journal(
-    what: &str,
-    text: &EvalText,
-    windowing: Windowing,
-    exactness: Exactness,
-    keeping: Option<&Keeping>,
-    surroundings: &Surroundings,
-    host: &dyn Host,
-) -> Journal {
-    let Some(keeping) = keeping else { return Journal::none() };
-    let settings = format!("{windowing:?} {exactness:?} {:?}", surroundings.device);
-    keeping.journal(&[what, &part_of_text(text), &settings], host)
-}
-
 fn eval_error(error: EvalError, keeping: Option<&Keeping>) -> StageError {
     match error {
         EvalError::Stopped { kept, .. } if keeping.is_some() => {
@@ -247,10 +246,9 @@ fn eval_error(error: EvalError, keeping: Option<&Keeping>) -> StageError {
             StageError::Interrupted(format!("{error}; {follows}"))
         }
         EvalError::Stopped { .. } => StageError::Interrupted(error.to_string()),
-        EvalError::Forward(_)
-        | EvalError::NotFinite { .. }
-        | EvalError::Row { .. }
-        | EvalError::Journal(_) => StageError::Failed(error.to_string()),
+        EvalError::Forward(_) | EvalError::NotFinite { .. } | EvalError::Row { .. } => {
+            StageError::Failed(error.to_string())
+        }
         _ => StageError::Input(error.to_string()),
     }
 }

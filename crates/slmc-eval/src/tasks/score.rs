@@ -32,7 +32,7 @@ pub struct Asked<'a> {
 /// scores what choices share once: they come one after the other.
 ///
 /// # Errors
-/// When a text cannot be encoded, the model fails, the journal cannot be written, or the user stops it.
+/// When a text cannot be encoded, the model fails, or the user stops it.
 pub fn run_task(
     task: &TaskFile,
     items: &[Item],
