@@ -385,6 +385,10 @@ pub struct KldArgs {
     /// The model to compare with
     #[arg(long, value_name = "B")]
     pub baseline: String,
+    /// Keep what the baseline predicts in this folder: further models then cost one run, not two. Takes a byte for each token of
+    /// the vocabulary and of the text; KL is within 1e-4
+    #[arg(long, value_name = "DIR")]
+    pub keep_baseline: Option<PathBuf>,
     #[command(flatten)]
     pub text: TextArgs,
 }

@@ -6,7 +6,9 @@ use slmc_eval::{Protocol, Windowing};
 use slmc_interop::OnnxFolder;
 use slmc_onnxruntime::Runtime;
 use slmc_recipe::StageError;
-use slmc_stages::{Keeping, OnText, Subject, divergence_of, perplexity_of};
+use slmc_stages::{
+    Keeping, KeptBaseline, OnText, Subject, artefact_of, divergence_of, fingerprint_of, perplexity_of,
+};
 
 use super::{Session, keeping::keeping, model, onnx, tasks};
 use crate::{
@@ -63,7 +65,15 @@ fn kld(args: &KldArgs, session: &Session<'_>) -> Result<(), Failure> {
     let text = &args.text;
     let keeping = keeping(&[&args.model, &args.baseline]);
     let on = on_text(text, Windowing::llama(text.ctx, text.chunks), keeping.as_ref());
-    let found = divergence_of(&model, &baseline, &on, &session.surroundings, session.terminal);
+    let fingerprint = match &args.keep_baseline {
+        Some(_) => Some(artefact_of(&args.baseline).map_err(input_error).and_then(|path| {
+            fingerprint_of(&path.to_string_lossy()).map_err(input_error)
+        })?),
+        None => None,
+    };
+    let kept = args.keep_baseline.as_deref().zip(fingerprint.as_deref());
+    let kept = kept.map(|(folder, fingerprint)| KeptBaseline { folder, fingerprint });
+    let found = divergence_of(&model, &baseline, &on, kept, &session.surroundings, session.terminal);
     let found = found.map_err(stage_failure)?;
     let line = format!(
         "KL divergence {:.5}, same top token {:.2} %, perplexity {:.4} (baseline {:.4}) over {} tokens",

@@ -117,6 +117,30 @@ impl Baseline {
         file.finish().map_err(EvalError::Cache)
     }
 
+    /// The predictions kept as `KEY.base` in a folder; where they are not there, or damaged, the baseline is run and they are kept.
+    ///
+    /// # Errors
+    /// Those of `load`, which gives the baseline, and of [`Baseline::record`]; when the file cannot be read.
+    pub fn kept<E: From<EvalError>>(
+        folder: &Path,
+        key: &str,
+        text: &EvalText,
+        windowing: Windowing,
+        load: &mut dyn FnMut() -> Result<Box<dyn LanguageModel>, E>,
+        host: &dyn Host,
+    ) -> Result<Self, E> {
+        let path = folder.join(format!("{key}.base"));
+        match Self::open(&path, key) {
+            Ok(baseline) => return Ok(baseline),
+            Err(error) if error.is_absence() => {}
+            Err(error) => host.warn(&format!("{}: {error}: the baseline is run again", path.display())),
+        }
+        let make = std::fs::create_dir_all(folder).map_err(FileError::when("make", folder));
+        make.map_err(EvalError::Cache)?;
+        Self::record(&mut *load()?, text, windowing, key, &path, host)?;
+        Self::open(&path, key).map_err(|error| EvalError::Baseline { path, error }.into())
+    }
+
     /// Opens such a file and checks every byte of it.
     ///
     /// # Errors

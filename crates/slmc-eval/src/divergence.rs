@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use slmc_ir::{Host, LanguageModel};
 
 use crate::{
-    EvalError, EvalText, Journal, Windowing,
+    EvalError, EvalText, Journal, Paired, Windowing,
     journal::Work,
     log_softmax::{argmax, exp_of_non_positive, log_sum_exp},
     perplexity::{nll, predictions, standard_error},
@@ -40,6 +40,19 @@ pub struct Divergence {
     /// KL token by token, in nats, in the order of the text.
     #[serde(skip)]
     pub klds: Vec<f64>,
+}
+
+impl Divergence {
+    /// What a pair of models comes to.
+    pub fn of(paired: &Paired, windowing: Windowing) -> Self {
+        let tally = Tally {
+            klds: paired.klds.clone(),
+            n_same_top: paired.same_top.iter().filter(|&&same| same).count() as u64,
+            nll: paired.nlls.iter().sum(),
+            nll_base: paired.nlls_base.iter().sum(),
+        };
+        tally.finish(windowing)
+    }
 }
 
 /// Sums over the tokens scored so far.

@@ -74,6 +74,14 @@ pub enum EvalError {
     /// The file of a baseline's predictions cannot be written.
     #[error("the baseline's predictions cannot be kept: {0}")]
     Cache(slmc_formats::FileError),
+    /// The baseline's predictions cannot be used.
+    #[error("{path}: {error}", path = path.display())]
+    Baseline {
+        /// The file that they are in.
+        path: std::path::PathBuf,
+        /// Why.
+        error: crate::BaselineError,
+    },
     /// The user stopped it.
     #[error("stopped after {done} of {total} {unit}")]
     Stopped {

@@ -59,6 +59,7 @@ pub fn compare_with_baseline(
     baseline: &Baseline,
     text: &EvalText,
     windowing: Windowing,
+    journal: &mut Journal,
     host: &dyn Host,
 ) -> Result<Paired, EvalError> {
     if model.vocab_size() != baseline.vocab_size() {
@@ -85,7 +86,8 @@ pub fn compare_with_baseline(
         })
     };
     let work = Work { what: "model", unit: "chunks", n: windows.len() };
-    Journal::none().each(work, host, &|_, _| true, &mut compare, &mut |chunk| paired.extend(chunk))?;
+    let is_whole = |i: usize, chunk: &Vec<Compared>| chunk.len() == windows[i].n_scored();
+    journal.each(work, host, &is_whole, &mut compare, &mut |chunk| paired.extend(chunk))?;
     Ok(paired)
 }
 

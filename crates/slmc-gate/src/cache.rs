@@ -52,15 +52,7 @@ impl Cache {
         model: &mut dyn FnMut() -> Result<Box<dyn LanguageModel>, GateError>,
         host: &dyn Host,
     ) -> Result<Baseline, GateError> {
-        let path = self.folder.join(format!("{key}.base"));
-        match Baseline::open(&path, key) {
-            Ok(baseline) => return Ok(baseline),
-            Err(error) if error.is_absence() => {}
-            Err(error) => host.warn(&format!("{}: {error}: the baseline is run again", path.display())),
-        }
-        self.make_folder()?;
-        Baseline::record(&mut *model()?, text, windowing, key, &path, host)?;
-        Baseline::open(&path, key).map_err(|e| GateError::Failed(format!("{}: {e}", path.display())))
+        Baseline::kept(&self.folder, key, text, windowing, model, host)
     }
 
     /// A task's results, if they are there.

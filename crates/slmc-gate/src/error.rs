@@ -31,7 +31,8 @@ impl From<EvalError> for GateError {
             EvalError::Forward(_)
             | EvalError::NotFinite { .. }
             | EvalError::Row { .. }
-            | EvalError::Cache(_) => Self::Failed(error.to_string()),
+            | EvalError::Cache(_)
+            | EvalError::Baseline { .. } => Self::Failed(error.to_string()),
             _ => Self::Input(error.to_string()),
         }
     }

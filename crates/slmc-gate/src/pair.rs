@@ -3,7 +3,7 @@
 use std::{cell::OnceCell, collections::BTreeMap, thread};
 
 use slmc_data::{Documents, Split, Tokenizer, sha256_bytes};
-use slmc_engine::{Engine, EngineOptions, stop_tokens};
+use slmc_engine::{Engine, EngineOptions, instruction_set, stop_tokens};
 use slmc_eval::{
     EvalText, Journal, Paired, Windowing, compare_with_baseline,
     tasks::{Asked, TaskResult, run_task},
@@ -110,7 +110,7 @@ impl<'a> Pair<'a> {
     fn key(&self, parts: &[&str]) -> String {
         let exact = if self.exact { "exact" } else { "fast" };
         let common =
-            [&*self.baseline_sha256, &self.tokenizer_sha256, release_line(self.request.version), exact];
+            [&*self.baseline_sha256, &self.tokenizer_sha256, release_line(self.request.version), exact, instruction_set()];
         Cache::key(&[&common[..], parts].concat())
     }
 
@@ -127,7 +127,14 @@ impl<'a> Pair<'a> {
     pub fn on_text(&self, text: &GateText, recorded: &slmc_eval::Baseline) -> Result<Paired, GateError> {
         let engine = self.model_engine()?;
         let mut model = SessionModel::new(engine, text.windowing.ctx)?;
-        Ok(compare_with_baseline(&mut model, recorded, &text.text, text.windowing, self.request.host)?)
+        Ok(compare_with_baseline(
+            &mut model,
+            recorded,
+            &text.text,
+            text.windowing,
+            &mut Journal::none(),
+            self.request.host,
+        )?)
     }
 
     /// Both models on a task: the model's results, the baseline's, and the task's hash.

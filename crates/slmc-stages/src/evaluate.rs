@@ -1,8 +1,10 @@
 //! Measuring an artefact: with the engine, as it is and as it will be run; on a device where one is named.
 
-use slmc_data::Tokenizer;
-use slmc_engine::{Engine, EngineOptions, KvType, stop_tokens};
-use slmc_eval::{Divergence, EvalError, EvalText, Journal, Paired, Perplexity, Windowing};
+use std::path::Path;
+
+use slmc_data::{Tokenizer, sha256_bytes};
+use slmc_engine::{Engine, EngineOptions, KvType, instruction_set, stop_tokens};
+use slmc_eval::{Baseline, Divergence, EvalError, EvalText, Journal, Paired, Perplexity, Windowing};
 use slmc_interop::OnnxFolder;
 use slmc_ir::{Checkpoint, Host, LanguageModel, TokenId};
 use slmc_model::{Decoder, Evaluator};
@@ -188,18 +190,47 @@ fn text_of(data: &str, surroundings: &Surroundings) -> Result<String, StageError
     Ok(texts?.join("\n"))
 }
 
-/// KL divergence of a model from a baseline on the text of a dataset.
+/// Where a baseline's predictions are kept.
+#[derive(Clone, Copy, Debug)]
+pub struct KeptBaseline<'a> {
+    /// A folder: `KEY.base` holds what one baseline predicted on one text.
+    pub folder: &'a Path,
+    /// The baseline's hash.
+    pub fingerprint: &'a str,
+}
+
+/// KL divergence of a model from a baseline on the text of a dataset. Where the baseline's predictions are kept, it runs but
+/// once for any number of models; the figures are then within 1e-4 of those without.
 pub fn divergence_of(
     subject: &Subject,
     baseline: &Subject,
     on: &OnText<'_>,
+    kept: Option<KeptBaseline<'_>>,
     surroundings: &Surroundings,
     host: &dyn Host,
 ) -> Result<Divergence, StageError> {
     let tokenizer = shared_tokenizer(subject, baseline)?;
     let failed = |error| eval_error(error, on.keeping);
     let text = EvalText::new(&tokenizer, &text_of(on.data, surroundings)?).map_err(failed)?;
-    let mut journal = on.journal("KL divergence", &text, surroundings, host);
+    let what = if kept.is_some() { "KL divergence from what is kept" } else { "KL divergence" };
+    let mut journal = on.journal(what, &text, surroundings, host);
+    if let Some(KeptBaseline { folder, fingerprint }) = kept {
+        let settings = format!("{:?} {:?} {:?}", on.windowing, on.exactness, surroundings.device);
+        let parts = [fingerprint, &part_of_text(&text), &settings, instruction_set(), env!("CARGO_PKG_VERSION")];
+        let key = sha256_bytes(parts.join("\n").as_bytes());
+        let mut load = || baseline.model(on.exactness, surroundings).map_err(Failed::Stage);
+        let recorded = Baseline::kept(folder, &key, &text, on.windowing, &mut load, host);
+        let recorded = recorded.map_err(|error| match error {
+            Failed::Stage(error) => error,
+            Failed::Evaluation(error) => eval_error(error, on.keeping),
+        })?;
+        let mut model = subject.model(on.exactness, surroundings)?;
+        let paired =
+            slmc_eval::compare_with_baseline(&mut *model, &recorded, &text, on.windowing, &mut journal, host);
+        let found = Divergence::of(&paired.map_err(failed)?, on.windowing);
+        journal.finish();
+        return Ok(found);
+    }
     let mut model = subject.model(on.exactness, surroundings)?;
     let mut base = baseline.model(on.exactness, surroundings)?;
     let found = slmc_eval::kl_divergence(&mut *model, &mut *base, &text, on.windowing, &mut journal, host)
@@ -237,6 +268,18 @@ fn shared_tokenizer(subject: &Subject, baseline: &Subject) -> Result<Tokenizer, 
         return Err(StageError::Input(message.to_owned()));
     }
     Ok(tokenizer)
+}
+
+/// Why a baseline's predictions could not be had.
+enum Failed {
+    Stage(StageError),
+    Evaluation(EvalError),
+}
+
+impl From<EvalError> for Failed {
+    fn from(error: EvalError) -> Self {
+        Self::Evaluation(error)
+    }
 }
 
 fn eval_error(error: EvalError, keeping: Option<&Keeping>) -> StageError {
