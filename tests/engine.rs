@@ -115,3 +115,34 @@ fn a_cache_of_bytes_changes_little_and_is_not_exact() {
     let refused = ["generate", &teacher(), "--prompt", "The sea", "--cache", "int8", "--exact"];
     check_refused(refused, "--exact");
 }
+
+#[test]
+fn a_baseline_that_is_kept_runs_once_and_changes_no_figure_by_much() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (packed, text) = (path("q4_0.gguf"), tiny_text("eval.jsonl").to_str().unwrap().to_owned());
+    run_json(["quantize", &teacher(), "--method", "rtn", "--format", "q4_0", "--out", &packed]);
+    let fixed =
+        ["eval", "kld", &packed, "--baseline", &teacher(), "--data", &text, "--ctx", "64", "--chunks", "6"]
+            .map(str::to_owned);
+    let kept = [&fixed[..], &["--keep-baseline".to_owned(), path("kept")]].concat();
+    let [without, first, second] = [run_json(&fixed), run_json(&kept), run_json(&kept)];
+    assert_eq!(first, second);
+    let figure = |document: &serde_json::Value, name: &str| document[name].as_f64().unwrap();
+    assert!(figure(&first, "kld") > 5e-4, "{first}");
+    for name in ["kld", "ppl", "ppl_base", "same_top"] {
+        assert!(
+            (figure(&first, name) - figure(&without, name)).abs() < 1e-4 * figure(&without, name).max(1.0),
+            "{name}"
+        );
+    }
+    let files: Vec<_> = std::fs::read_dir(path("kept")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(files.len(), 1);
+    // What is kept is what is used: damaged, it is made again.
+    let mut bytes = std::fs::read(&files[0]).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&files[0], bytes).unwrap();
+    let output = run(&kept);
+    assert!(stderr(&output).contains("run again"), "{}", stderr(&output));
+}

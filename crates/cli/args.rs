@@ -11,6 +11,7 @@ mod tasks;
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Parser, Subcommand};
+use slmc_engine::KvType;
 use slmc_stages::Exactness;
 
 pub use gate::{GateArgs, MemoryArgs};
@@ -340,8 +341,8 @@ impl ExactnessArgs {
     pub fn exactness(self) -> Exactness {
         match (self.exact, self.cache) {
             (true, _) => Exactness::Exact,
-            (false, CacheType::F16) => Exactness::Fast,
-            (false, CacheType::Int8) => Exactness::SmallCache,
+            (false, CacheType::F16) => Exactness::FAST,
+            (false, CacheType::Int8) => Exactness::Fast(KvType::Int8),
         }
     }
 }

@@ -45,7 +45,7 @@ pub fn gate(args: &GateArgs, session: &Session<'_>) -> Result<(), Failure> {
         update_lock: args.update_lock,
         cache: &cache,
         data_root: session.surroundings.data_root.as_deref(),
-        n_threads: engine::options(Exactness::Fast, session).n_threads,
+        n_threads: engine::options(Exactness::FAST, session).n_threads,
         version: env!("CARGO_PKG_VERSION"),
         host: session.terminal,
         open: &opened,
@@ -123,7 +123,7 @@ fn peak_memory_of(path: &str) -> Result<u64, String> {
 /// Runs a model for a moment and prints how much memory that took.
 pub fn measure_memory(args: &MemoryArgs, session: &Session<'_>) -> Result<(), Failure> {
     let checkpoint = model::open(&args.model)?;
-    let engine = engine::load(&checkpoint, Exactness::Fast, session)?;
+    let engine = engine::load(&checkpoint, Exactness::FAST, session)?;
     let n_tokens = MEMORY_TOKENS.min(engine.spec().context_len);
     let vocab_size = engine.spec().vocab_size as u32;
     let tokens: Vec<u32> = (0..n_tokens as u32).map(|i| i.wrapping_mul(2_654_435_761) % vocab_size).collect();

@@ -234,7 +234,7 @@ fn speeds(artefacts: &[(String, String)], session: &Session<'_>) -> Result<Vec<O
             speeds.push(None);
             continue;
         };
-        let engine = engine::load(&checkpoint, Exactness::Fast, session)?;
+        let engine = engine::load(&checkpoint, Exactness::FAST, session)?;
         speeds.push(Some(bench::speed(&engine, LENGTHS, session)?));
     }
     Ok(speeds)
@@ -251,7 +251,7 @@ fn write_samples(
     for (name, path) in artefacts {
         let Some(checkpoint) = opened(name, path, session) else { continue };
         let tokenizer = tokenizer_of(&checkpoint).map_err(stage_failure)?;
-        let engine = engine::load(&checkpoint, Exactness::Fast, session)?;
+        let engine = engine::load(&checkpoint, Exactness::FAST, session)?;
         let tokens = greedy(&engine, &tokenizer, prompt, max_tokens)?;
         let text = |&token: &u32| tokenizer.decode(&[token]).unwrap_or_default();
         written.push(Sample { name: name.clone(), tokens: tokens.iter().map(text).collect() });

@@ -260,5 +260,5 @@ fn text_line(figures: &slmc_eval::PairedFigures) -> String {
 
 /// What `--exact` means.
 fn exactness(exact: bool) -> Exactness {
-    if exact { Exactness::Exact } else { Exactness::Fast }
+    if exact { Exactness::Exact } else { Exactness::FAST.to_compare() }
 }

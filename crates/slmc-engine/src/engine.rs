@@ -17,20 +17,38 @@ pub struct EngineOptions {
     pub n_threads: usize,
     /// How activations are held in products.
     pub precision: Precision,
+    /// How those of tokens that are read are.
+    pub reading: Reading,
     /// How keys and values are kept.
     pub kv: KvType,
+}
+
+/// How activations of tokens that are read are held, where those of written ones are int8.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reading {
+    /// In bf16 on a CPU that multiplies that in tiles: faster, and closer to the weights as they decode.
+    #[default]
+    Fastest,
+    /// As those of written tokens: the same bits on every CPU.
+    AsWritten,
 }
 
 impl EngineOptions {
     /// As fast as it goes: activations in int8, those of what is read in bf16 where the CPU multiplies that in tiles; cache in
     /// f16.
     pub const fn fast(n_threads: usize) -> Self {
-        Self { n_threads, precision: Precision::Int8, kv: KvType::F16 }
+        Self { n_threads, precision: Precision::Int8, reading: Reading::Fastest, kv: KvType::F16 }
+    }
+
+    /// Activations in int8 and a cache in f16: the same bits on every CPU. For verdicts, which must not depend on where they
+    /// are made.
+    pub const fn alike(n_threads: usize) -> Self {
+        Self { reading: Reading::AsWritten, ..Self::fast(n_threads) }
     }
 
     /// The weights as they decode, everything else in f32: what speed is compared with.
     pub const fn exact(n_threads: usize) -> Self {
-        Self { n_threads, precision: Precision::Float, kv: KvType::F32 }
+        Self { n_threads, precision: Precision::Float, reading: Reading::AsWritten, kv: KvType::F32 }
     }
 }
 
@@ -105,9 +123,10 @@ impl Engine {
 
     /// How activations of what is read are held.
     pub(crate) fn reading(&self) -> Precision {
-        match (self.options.precision, HalfKernels::detect()) {
-            (Precision::Int8, Some(kernels)) => Precision::Half(kernels),
-            (precision, _) => precision,
+        let EngineOptions { precision, reading, .. } = self.options;
+        match (precision, reading, HalfKernels::detect()) {
+            (Precision::Int8, Reading::Fastest, Some(kernels)) => Precision::Half(kernels),
+            _ => precision,
         }
     }
 

@@ -22,7 +22,7 @@ mod weights;
 
 pub use cache::KvType;
 pub use crowd::Crowd;
-pub use engine::{Engine, EngineOptions};
+pub use engine::{Engine, EngineOptions, Reading};
 pub use error::EngineError;
 pub use generate::{Generated, Request, StopReason, generate};
 pub use prompt::{chat_prompt, stop_tokens, text_prompt};

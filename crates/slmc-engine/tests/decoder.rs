@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Reference, Rounding, checkpoint, distance, tiny, tokens, worst};
-use slmc_engine::{BATCH_ROWS, Engine, EngineError, EngineOptions, KvType, Precision};
+use slmc_engine::{BATCH_ROWS, Engine, EngineError, EngineOptions, KvType, Precision, Reading};
 use slmc_ir::{Checkpoint, Family, Format, ForwardError, LanguageModel, ModelSpec, TokenId};
 
 const FLOAT: EngineOptions = EngineOptions::exact(2);
@@ -169,7 +169,7 @@ fn int8_activations_cost_what_rounding_to_int8_costs() {
         let rounding = Rounding { int8: true, ..Rounding::default() };
         let cost = distance(&Reference::new(&checkpoint, rounding).logits(&tokens), &exact);
         assert!(cost > 1e-3 && cost < 0.1, "the method's own error: {cost}");
-        let options = EngineOptions { precision: Precision::Int8, ..FLOAT };
+        let options = EngineOptions { precision: Precision::Int8, reading: Reading::Fastest, ..FLOAT };
         for at_once in [1, 48] {
             let error = distance(&wide(&run(&checkpoint, options, &tokens, at_once)), &exact);
             assert!(error < 2.0 * cost, "{format}, {at_once} at once: {error}, the method {cost}");
@@ -179,6 +179,15 @@ fn int8_activations_cost_what_rounding_to_int8_costs() {
         let most = if reads_in_bf16() && format != Format::F16 { 0.7 } else { 2.0 };
         assert!(read < most * cost, "{format}, read: {read}, int8 {cost}");
     }
+}
+
+#[test]
+fn verdicts_read_as_they_write() {
+    let spec = llama(400);
+    let checkpoint = checkpoint(&spec, 6, Format::Q4_0);
+    let tokens = tokens(&spec, 100);
+    let options = EngineOptions::alike(2);
+    assert_eq!(run_as(Way::Read, &checkpoint, options, &tokens, 100), run(&checkpoint, options, &tokens, 1));
 }
 
 /// Whether this CPU multiplies bf16 in tiles.
@@ -197,7 +206,7 @@ fn threads_do_not_change_a_bit() {
             [(Precision::Int8, KvType::F16), (Precision::Int8, KvType::Int8), (Precision::Float, KvType::F16)]
         {
             let on = |n_threads| {
-                let options = EngineOptions { n_threads, precision, kv };
+                let options = EngineOptions { n_threads, precision, reading: Reading::Fastest, kv };
                 let rows = run_as(way, &checkpoint, options, &tokens, at_once);
                 rows.concat().iter().map(|x| x.to_bits()).collect::<Vec<_>>()
             };
@@ -214,7 +223,7 @@ fn one_at_a_time_or_in_batches_gives_the_same_bits() {
     // Batches on both sides of what attention cuts into spans, and of a task of many rows; int8 and float products.
     for (format, precision) in [(Format::F32, Precision::Float), (Format::Q4_0, Precision::Int8)] {
         let checkpoint = checkpoint(&spec, 7, format);
-        let options = EngineOptions { n_threads: 2, precision, kv: KvType::F16 };
+        let options = EngineOptions { n_threads: 2, precision, reading: Reading::Fastest, kv: KvType::F16 };
         for way in [Way::Written, Way::Read] {
             let bits = |at_once| {
                 let rows = run_as(way, &checkpoint, options, &tokens, at_once);

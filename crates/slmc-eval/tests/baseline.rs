@@ -59,12 +59,22 @@ fn divergence_from_the_file_is_that_from_the_logits() {
     let base = || Made { salt: 0, noise: 0.0 };
     Baseline::record(&mut base(), &text(), windowing, &key, &path, &SilentHost).unwrap();
     let recorded = Baseline::open(&path, &key).unwrap();
-    let itself = compare_with_baseline(&mut base(), &recorded, &text(), windowing, &mut Journal::none(), &SilentHost).unwrap();
+    let itself =
+        compare_with_baseline(&mut base(), &recorded, &text(), windowing, &mut Journal::none(), &SilentHost)
+            .unwrap();
     assert!(itself.mean_kld() < 1e-4, "{}", itself.mean_kld());
     assert!(itself.ppl_increase().abs() < 1e-12 && itself.same_top.iter().all(|&same| same));
     for noise in [0.1, 0.5] {
         let model = || Made { salt: 99, noise };
-        let found = compare_with_baseline(&mut model(), &recorded, &text(), windowing, &mut Journal::none(), &SilentHost).unwrap();
+        let found = compare_with_baseline(
+            &mut model(),
+            &recorded,
+            &text(),
+            windowing,
+            &mut Journal::none(),
+            &SilentHost,
+        )
+        .unwrap();
         let exact =
             compare_pair(&mut model(), &mut base(), &text(), windowing, &mut Journal::none(), &SilentHost)
                 .unwrap();

@@ -3,7 +3,7 @@
 use std::{cell::OnceCell, collections::BTreeMap, thread};
 
 use slmc_data::{Documents, Split, Tokenizer, sha256_bytes};
-use slmc_engine::{Engine, EngineOptions, instruction_set, stop_tokens};
+use slmc_engine::{Engine, EngineOptions, stop_tokens};
 use slmc_eval::{
     EvalText, Journal, Paired, Windowing, compare_with_baseline,
     tasks::{Asked, TaskResult, run_task},
@@ -75,7 +75,7 @@ impl<'a> Pair<'a> {
 
     pub fn options(&self) -> EngineOptions {
         let n_threads = self.request.n_threads;
-        if self.exact { EngineOptions::exact(n_threads) } else { EngineOptions::fast(n_threads) }
+        if self.exact { EngineOptions::exact(n_threads) } else { EngineOptions::alike(n_threads) }
     }
 
     /// The model in the engine; loaded once.
@@ -110,7 +110,7 @@ impl<'a> Pair<'a> {
     fn key(&self, parts: &[&str]) -> String {
         let exact = if self.exact { "exact" } else { "fast" };
         let common =
-            [&*self.baseline_sha256, &self.tokenizer_sha256, release_line(self.request.version), exact, instruction_set()];
+            [&*self.baseline_sha256, &self.tokenizer_sha256, release_line(self.request.version), exact];
         Cache::key(&[&common[..], parts].concat())
     }
 

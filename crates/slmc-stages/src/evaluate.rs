@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use slmc_data::{Tokenizer, sha256_bytes};
-use slmc_engine::{Engine, EngineOptions, KvType, instruction_set, stop_tokens};
+use slmc_engine::{Engine, EngineOptions, KvType, stop_tokens};
 use slmc_eval::{Baseline, Divergence, EvalError, EvalText, Journal, Paired, Perplexity, Windowing};
 use slmc_interop::OnnxFolder;
 use slmc_ir::{Checkpoint, Host, LanguageModel, TokenId};
@@ -26,7 +26,7 @@ pub fn evaluate(
     host: &dyn Host,
 ) -> Result<Evaluation, StageError> {
     let windowing = Windowing::llama(config.ctx, config.chunks);
-    let on = OnText { data: &config.data, windowing, exactness: Exactness::Fast, keeping: None };
+    let on = OnText { data: &config.data, windowing, exactness: Exactness::FAST, keeping: None };
     let subject = Subject::Checkpoint(checkpoint.clone());
     let found = perplexity_of(&subject, &on, surroundings, host)?;
     Ok(Evaluation { ppl: found.ppl, standard_error: found.standard_error, tokens: found.tokens })
@@ -38,22 +38,40 @@ pub const KEPT: &str = "what is done is kept: the same command goes on from ther
 /// How exactly the engine computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exactness {
-    /// As it generates: activations in int8 where weights are levels, cache in f16.
-    Fast,
-    /// The same with a cache in int8.
-    SmallCache,
+    /// As it generates: activations in int8 where weights are levels, or bf16 where the CPU reads in that; keys and values are
+    /// kept like this.
+    Fast(KvType),
+    /// Activations in int8: the same bits on every CPU.
+    Alike(KvType),
     /// The weights as they decode, everything else in f32.
     Exact,
 }
 
 impl Exactness {
+    /// As it generates when nothing is wished for.
+    pub const FAST: Self = Self::Fast(KvType::F16);
+
+    /// For figures of several models beside each other: a verdict must not depend on the CPU that it is made on.
+    #[must_use]
+    pub const fn to_compare(self) -> Self {
+        match self {
+            Self::Fast(kv) => Self::Alike(kv),
+            other => other,
+        }
+    }
+
     /// What the engine is told.
     pub const fn options(self, n_threads: usize) -> EngineOptions {
         match self {
-            Self::Fast => EngineOptions::fast(n_threads),
-            Self::SmallCache => EngineOptions { kv: KvType::Int8, ..EngineOptions::fast(n_threads) },
+            Self::Fast(kv) => EngineOptions { kv, ..EngineOptions::fast(n_threads) },
+            Self::Alike(kv) => EngineOptions { kv, ..EngineOptions::alike(n_threads) },
             Self::Exact => EngineOptions::exact(n_threads),
         }
+    }
+
+    /// Whether something is asked for that the engine alone can do.
+    const fn is_wished(self) -> bool {
+        !matches!(self, Self::Fast(KvType::F16) | Self::Alike(KvType::F16))
     }
 }
 
@@ -103,7 +121,7 @@ impl Subject {
             Self::Checkpoint(checkpoint) => return measured_model(checkpoint, exactness, surroundings),
             Self::Onnx(folder, runtime) => (folder, runtime),
         };
-        if exactness != Exactness::Fast || surroundings.device.is_some() {
+        if exactness.is_wished() || surroundings.device.is_some() {
             let message =
                 "--exact, --cache and --device are about other programs: an ONNX model runs in onnxruntime";
             return Err(StageError::Input(message.to_owned()));
@@ -160,7 +178,7 @@ fn measured_model(
     surroundings: &Surroundings,
 ) -> Result<Box<dyn LanguageModel>, StageError> {
     match &surroundings.device {
-        Some(device) if exactness != Exactness::Fast => Err(StageError::Input(format!(
+        Some(device) if exactness.is_wished() => Err(StageError::Input(format!(
             "--exact and --cache are about the engine, --device {device} measures without it: give one of the two"
         ))),
         Some(_) => Ok(Box::new(evaluator_of(checkpoint, surroundings)?)),
@@ -216,7 +234,7 @@ pub fn divergence_of(
     let mut journal = on.journal(what, &text, surroundings, host);
     if let Some(KeptBaseline { folder, fingerprint }) = kept {
         let settings = format!("{:?} {:?} {:?}", on.windowing, on.exactness, surroundings.device);
-        let parts = [fingerprint, &part_of_text(&text), &settings, instruction_set(), env!("CARGO_PKG_VERSION")];
+        let parts = [fingerprint, &part_of_text(&text), &settings, env!("CARGO_PKG_VERSION")];
         let key = sha256_bytes(parts.join("\n").as_bytes());
         let mut load = || baseline.model(on.exactness, surroundings).map_err(Failed::Stage);
         let recorded = Baseline::kept(folder, &key, &text, on.windowing, &mut load, host);

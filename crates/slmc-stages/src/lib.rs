@@ -27,7 +27,8 @@ pub use build::build;
 pub use calibration::{Survey, same_vocabulary, survey, tokenizer_of};
 pub use estimate::{Estimate, estimate};
 pub use evaluate::{
-    Exactness, KEPT, KeptBaseline, OnText, Subject, divergence_of, evaluate, evaluator_of, paired_on_text, perplexity_of,
+    Exactness, KEPT, KeptBaseline, OnText, Subject, divergence_of, evaluate, evaluator_of, paired_on_text,
+    perplexity_of,
 };
 pub use export::{Target, write_checkpoint};
 pub use keeping::Keeping;

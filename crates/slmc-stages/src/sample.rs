@@ -55,7 +55,7 @@ pub fn sample_documents(
 ) -> Result<WrittenText, StageError> {
     let tokenizer = tokenizer_of(checkpoint)?;
     let engine =
-        engine_of(&in_bytes(checkpoint).map_err(|e| StageError::Failed(e.to_string()))?, Exactness::Fast)?;
+        engine_of(&in_bytes(checkpoint).map_err(|e| StageError::Failed(e.to_string()))?, Exactness::FAST)?;
     let begun = host.elapsed();
     let document_len = settings.document_len.clamp(1, engine.spec().context_len);
     let n_sequences = N_SIDE_BY_SIDE.min(settings.n_tokens.div_ceil(document_len).max(1));

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use slmc_eval::{Paired, compare_with_baseline};
+use slmc_eval::{Journal, Paired, compare_with_baseline};
 use slmc_ir::{Format, ModelSpec, SilentHost, SourceError, TensorKey, Weight, WeightSource};
 
 use super::Evidence;
@@ -98,8 +98,14 @@ impl<'a> Trials<'a> {
         let text = self.evidence.text;
         let windowing = slmc_eval::Windowing { chunks: Some(self.n_chunks()), ..text.windowing };
         let mut model = SessionModel::new(&engine, windowing.ctx)?;
-        let repaired =
-            compare_with_baseline(&mut model, self.evidence.recorded, &text.text, windowing, &SilentHost)?;
+        let repaired = compare_with_baseline(
+            &mut model,
+            self.evidence.recorded,
+            &text.text,
+            windowing,
+            &mut Journal::none(),
+            &SilentHost,
+        )?;
         let before = self.kld();
         let kld = before - repaired.mean_kld();
         Ok(Saved {

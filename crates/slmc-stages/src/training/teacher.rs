@@ -49,7 +49,7 @@ impl TeacherPrecision {
                 let role = if checkpoint.spec().tied_head { Role::Embedding } else { Role::Head };
                 let head = read_matrix(&*checkpoint.weights, TensorKey::model(role), device);
                 Box::new(InEngine {
-                    engine: engine_of(&packed, Exactness::Fast)?,
+                    engine: engine_of(&packed, Exactness::FAST)?,
                     head: head.map_err(failed)?,
                     device: device.clone(),
                 })
