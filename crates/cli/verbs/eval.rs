@@ -65,7 +65,6 @@ fn kld(args: &KldArgs, session: &Session<'_>) -> Result<(), Failure> {
     let text = &args.text;
     let keeping = keeping(&[&args.model, &args.baseline]);
     let on = on_text(text, Windowing::llama(text.ctx, text.chunks), keeping.as_ref());
-    let on = OnText { exactness: on.exactness.to_compare(), ..on };
     let fingerprint = match &args.keep_baseline {
         Some(_) => Some(
             artefact_of(&args.baseline)

@@ -3,7 +3,7 @@
 use slmc_ir::TokenId;
 use slmc_kernels::{
     Team, add, norm_rows,
-    packed::{Precision, add_product, product},
+    packed::{add_product, product},
     rotate_heads,
 };
 
@@ -223,8 +223,8 @@ impl Buffers {
         }
         let mix = sized(&mut self.mix, rows.n * spec.n_heads * spec.d_head);
         match rows.places {
-            Places::From(first) => match (rows.pass, rows.engine.reading()) {
-                (Pass::Read, Precision::Half(kernels)) => {
+            Places::From(first) => match (rows.pass, rows.engine.attention()) {
+                (Pass::Read, Some(kernels)) => {
                     self.attention.run_half(kernels, layer, first, mix, rows.engine.team());
                 }
                 _ => self.attention.run(layer, first, mix, rows.engine.team()),

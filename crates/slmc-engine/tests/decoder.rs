@@ -202,16 +202,19 @@ fn threads_do_not_change_a_bit() {
     let tokens = tokens(&spec, 330);
     let ways = [(Way::Written, 1), (Way::Written, 330), (Way::Read, 330), (Way::Read, 37)];
     for (way, at_once) in ways {
-        for (precision, kv) in
-            [(Precision::Int8, KvType::F16), (Precision::Int8, KvType::Int8), (Precision::Float, KvType::F16)]
-        {
+        for options in [
+            EngineOptions::fast(1),
+            EngineOptions { kv: KvType::Int8, ..EngineOptions::fast(1) },
+            EngineOptions::in_bytes(1),
+            EngineOptions { kv: KvType::F16, ..EngineOptions::exact(1) },
+        ] {
             let on = |n_threads| {
-                let options = EngineOptions { n_threads, precision, reading: Reading::Fastest, kv };
+                let options = EngineOptions { n_threads, ..options };
                 let rows = run_as(way, &checkpoint, options, &tokens, at_once);
                 rows.concat().iter().map(|x| x.to_bits()).collect::<Vec<_>>()
             };
             let one = on(1);
-            assert!(one == on(2) && one == on(5), "{way:?}, {precision:?}, {kv:?}, {at_once} at once");
+            assert!(one == on(2) && one == on(5), "{way:?}, {options:?}, {at_once} at once");
         }
     }
 }
@@ -221,9 +224,12 @@ fn one_at_a_time_or_in_batches_gives_the_same_bits() {
     let spec = llama(400);
     let tokens = tokens(&spec, 300);
     // Batches on both sides of what attention cuts into spans, and of a task of many rows; int8 and float products.
-    for (format, precision) in [(Format::F32, Precision::Float), (Format::Q4_0, Precision::Int8)] {
+    for (format, options) in [
+        (Format::F32, EngineOptions { kv: KvType::F16, ..FLOAT }),
+        (Format::Q4_0, EngineOptions::fast(2)),
+        (Format::Q4_0, EngineOptions::in_bytes(2)),
+    ] {
         let checkpoint = checkpoint(&spec, 7, format);
-        let options = EngineOptions { n_threads: 2, precision, reading: Reading::Fastest, kv: KvType::F16 };
         for way in [Way::Written, Way::Read] {
             let bits = |at_once| {
                 let rows = run_as(way, &checkpoint, options, &tokens, at_once);

@@ -41,7 +41,9 @@ pub enum Exactness {
     /// As it generates: activations in int8 where weights are levels, or bf16 where the CPU reads in that; keys and values are
     /// kept like this.
     Fast(KvType),
-    /// Activations in int8: the same bits on every CPU.
+    /// Activations in int8, as llama.cpp has them.
+    InBytes(KvType),
+    /// The same, and the same bits on every CPU.
     Alike(KvType),
     /// The weights as they decode, everything else in f32.
     Exact,
@@ -50,6 +52,15 @@ pub enum Exactness {
 impl Exactness {
     /// As it generates when nothing is wished for.
     pub const FAST: Self = Self::Fast(KvType::F16);
+
+    /// For perplexity, which is llama.cpp's.
+    #[must_use]
+    pub const fn to_measure(self) -> Self {
+        match self {
+            Self::Fast(kv) => Self::InBytes(kv),
+            other => other,
+        }
+    }
 
     /// For figures of several models beside each other: a verdict must not depend on the CPU that it is made on.
     #[must_use]
@@ -64,6 +75,7 @@ impl Exactness {
     pub const fn options(self, n_threads: usize) -> EngineOptions {
         match self {
             Self::Fast(kv) => EngineOptions { kv, ..EngineOptions::fast(n_threads) },
+            Self::InBytes(kv) => EngineOptions { kv, ..EngineOptions::in_bytes(n_threads) },
             Self::Alike(kv) => EngineOptions { kv, ..EngineOptions::alike(n_threads) },
             Self::Exact => EngineOptions::exact(n_threads),
         }
@@ -71,7 +83,7 @@ impl Exactness {
 
     /// Whether something is asked for that the engine alone can do.
     const fn is_wished(self) -> bool {
-        !matches!(self, Self::Fast(KvType::F16) | Self::Alike(KvType::F16))
+        !matches!(self, Self::Fast(KvType::F16) | Self::InBytes(KvType::F16) | Self::Alike(KvType::F16))
     }
 }
 
@@ -164,7 +176,7 @@ pub fn perplexity_of(
     let failed = |error| eval_error(error, on.keeping);
     let text = EvalText::new(&subject.tokenizer()?, &text_of(on.data, surroundings)?).map_err(failed)?;
     let mut journal = on.journal("perplexity", &text, surroundings, host);
-    let mut model = subject.model(on.exactness, surroundings)?;
+    let mut model = subject.model(on.exactness.to_measure(), surroundings)?;
     let found =
         slmc_eval::perplexity(&mut *model, &text, on.windowing, &mut journal, host).map_err(failed)?;
     journal.finish();
@@ -236,21 +248,21 @@ pub fn divergence_of(
         let settings = format!("{:?} {:?} {:?}", on.windowing, on.exactness, surroundings.device);
         let parts = [fingerprint, &part_of_text(&text), &settings, env!("CARGO_PKG_VERSION")];
         let key = sha256_bytes(parts.join("\n").as_bytes());
-        let mut load = || baseline.model(on.exactness, surroundings).map_err(Failed::Stage);
+        let mut load = || baseline.model(on.exactness.to_compare(), surroundings).map_err(Failed::Stage);
         let recorded = Baseline::kept(folder, &key, &text, on.windowing, &mut load, host);
         let recorded = recorded.map_err(|error| match error {
             Failed::Stage(error) => error,
             Failed::Evaluation(error) => eval_error(error, on.keeping),
         })?;
-        let mut model = subject.model(on.exactness, surroundings)?;
+        let mut model = subject.model(on.exactness.to_compare(), surroundings)?;
         let paired =
             slmc_eval::compare_with_baseline(&mut *model, &recorded, &text, on.windowing, &mut journal, host);
         let found = Divergence::of(&paired.map_err(failed)?, on.windowing);
         journal.finish();
         return Ok(found);
     }
-    let mut model = subject.model(on.exactness, surroundings)?;
-    let mut base = baseline.model(on.exactness, surroundings)?;
+    let mut model = subject.model(on.exactness.to_compare(), surroundings)?;
+    let mut base = baseline.model(on.exactness.to_compare(), surroundings)?;
     let found = slmc_eval::kl_divergence(&mut *model, &mut *base, &text, on.windowing, &mut journal, host)
         .map_err(failed)?;
     journal.finish();
@@ -269,8 +281,8 @@ pub fn paired_on_text(
     let failed = |error| eval_error(error, on.keeping);
     let text = EvalText::new(&tokenizer, &text_of(on.data, surroundings)?).map_err(failed)?;
     let mut journal = on.journal("comparison", &text, surroundings, host);
-    let mut model = subject.model(on.exactness, surroundings)?;
-    let mut base = baseline.model(on.exactness, surroundings)?;
+    let mut model = subject.model(on.exactness.to_compare(), surroundings)?;
+    let mut base = baseline.model(on.exactness.to_compare(), surroundings)?;
     let found = slmc_eval::compare_pair(&mut *model, &mut *base, &text, on.windowing, &mut journal, host)
         .map_err(failed)?;
     journal.finish();
