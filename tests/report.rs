@@ -44,7 +44,12 @@ fn a_run_becomes_one_page() {
     ] {
         assert!(one.contains(part), "{part}");
     }
-    assert!(page(&[&four, &eight], &[]).contains("Size and perplexity of each run"));
+    let both = page(&[&four, &eight], &["--pictures", &path("charts")]);
+    assert!(both.contains("Size and perplexity of each run"));
+    let charts: Vec<_> =
+        std::fs::read_dir(path("charts")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(charts.len(), both.matches("<figure>").count());
+    assert!(charts.iter().all(|path| std::fs::read_to_string(path).unwrap().starts_with("<svg xmlns=")));
     // A run that was moved is found where it is.
     let moved = path("moved");
     std::fs::rename(&four, &moved).unwrap();

@@ -10,6 +10,9 @@ pub struct ReportArgs {
     /// The page (HTML)
     #[arg(long, value_name = "FILE.html")]
     pub out: PathBuf,
+    /// Write each chart into this folder too, as an SVG file of its own
+    #[arg(long, value_name = "DIR")]
+    pub pictures: Option<PathBuf>,
     /// Let each stage's model go on from this text, and show what differs and how the last one's activations lie; may be given
     /// several times
     #[arg(long, value_name = "P")]

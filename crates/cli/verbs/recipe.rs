@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::json;
 use slmc_ir::Host as _;
-use slmc_recipe::{Environment, Plan, Recipe, RunError, RunFolder, RunSummary, StageError};
+use slmc_recipe::{Environment, Plan, Recipe, RunError, RunFolder, RunSummary, StageError, summarized};
 use slmc_stages::{Target, build, check_apart, estimate, evaluate, open_model, outline_of};
 
 use super::{Session, eval::stage_failure, hashing::Hashing};
@@ -103,6 +103,10 @@ pub fn plan(recipe: Recipe, session: &Session<'_>) -> Result<Plan, Failure> {
                     "stage `{stage}` may need {needs}, more than --max-mem {limit}: {hint}"
                 )));
             }
+            let (needs, stage) = (megabytes(estimate.memory_bytes), &estimate.stage);
+            session
+                .terminal
+                .say(&format!("memory: stage `{stage}` needs {needs} at most, of {}", megabytes(limit)));
         }
     }
     Ok(plan)
@@ -171,7 +175,7 @@ pub fn summary_text(summary: &RunSummary, folder: &Path) -> String {
     }
     let mut text = format!("{}\n", table(&rows));
     for stage in &summary.stages {
-        for fallback in &stage.fallbacks {
+        for fallback in summarized(&stage.fallbacks) {
             text.push_str(&format!("{}: {fallback}\n", stage.name));
         }
     }

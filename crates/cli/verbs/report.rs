@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use slmc_engine::text_prompt;
 use slmc_formats::AtomicFile;
 use slmc_ir::Host as _;
-use slmc_report::{Curves, Histogram, RunView, Sample, Samples, page};
+use slmc_report::{Curves, Histogram, RunView, Sample, Samples, page, pictures};
 use slmc_stages::{Exactness, activations, open_model, tokenizer_of};
 
 use super::{Session, bench, engine, eval::stage_failure};
@@ -33,11 +33,24 @@ pub fn report(args: &ReportArgs, session: &Session<'_>) -> Result<(), Failure> {
         runs.push(view(folder, args, session)?);
     }
     let html = page(&runs, env!("CARGO_PKG_VERSION"));
-    let mut file = AtomicFile::create(&args.out).or_run()?;
-    file.put(html.as_bytes()).or_run()?;
-    file.commit().or_run()?;
-    let document = json!({"out": args.out, "runs": runs.len(), "bytes": html.len()});
+    write(&args.out, &html)?;
+    let mut written = Vec::new();
+    if let Some(folder) = &args.pictures {
+        fs::create_dir_all(folder).or_run()?;
+        for picture in pictures(&html) {
+            let path = folder.join(format!("{}.svg", picture.name));
+            write(&path, &picture.svg)?;
+            written.push(path);
+        }
+    }
+    let document = json!({"out": args.out, "runs": runs.len(), "bytes": html.len(), "pictures": written});
     output::print(session.global.json, &document, &format!("{}: {} runs", args.out.display(), runs.len()))
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    let mut file = AtomicFile::create(path).or_run()?;
+    file.put(text.as_bytes()).or_run()?;
+    file.commit().or_run()
 }
 
 fn view(folder: &Path, args: &ReportArgs, session: &Session<'_>) -> Result<RunView, Failure> {

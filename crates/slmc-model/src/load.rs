@@ -101,17 +101,30 @@ pub fn read_matrix(
 
 /// A tensor's numbers, decoded to f32, in row order.
 pub(crate) fn numbers_of(source: &dyn WeightSource, key: TensorKey) -> Result<Vec<f32>, LoadError> {
-    let weight = source.read(key)?;
-    let expected = key.shape(source.spec());
-    if weight.shape() != expected {
-        let found = weight.shape().to_vec();
-        return Err(SourceError::Shape { key, expected, found }.into());
-    }
+    let weight = shaped(source, key)?;
     let values = slmc_blocks::decode_weight(&weight).map_err(|source| LoadError::Decode { key, source })?;
     match values.iter().position(|x| !x.is_finite()) {
         Some(index) => Err(SourceError::NotFinite { key, index, value: values[index] }.into()),
         None => Ok(values),
     }
+}
+
+/// A tensor as it is stored, of the shape that the spec gives, all of it finite: for who decodes it a part at a time.
+pub(crate) fn weight_of(source: &dyn WeightSource, key: TensorKey) -> Result<Weight, LoadError> {
+    let weight = shaped(source, key)?;
+    match slmc_blocks::first_non_finite(&weight) {
+        Some((index, value)) => Err(SourceError::NotFinite { key, index, value }.into()),
+        None => Ok(weight),
+    }
+}
+
+fn shaped(source: &dyn WeightSource, key: TensorKey) -> Result<Weight, LoadError> {
+    let weight = source.read(key)?;
+    let expected = key.shape(source.spec());
+    if weight.shape() == expected {
+        return Ok(weight);
+    }
+    Err(SourceError::Shape { key, expected, found: weight.shape().to_vec() }.into())
 }
 
 /// The numbers of a tensor, from whatever device.

@@ -7,6 +7,7 @@
 #![deny(missing_docs)]
 
 mod config;
+mod fallbacks;
 mod folder;
 mod plan;
 mod recipe;
@@ -19,6 +20,7 @@ pub use config::{
     Budget, CarveConfig, DistillConfig, EvalConfig, ExportConfig, FreshConfig, LoraConfig, QuantizeConfig,
     RotateConfig, StageConfig, TrainConfig,
 };
+pub use fallbacks::summarized;
 pub use folder::{FinishedStage, RunFolder};
 pub use plan::{Plan, PlanError, PlannedStage};
 pub use recipe::{Recipe, RecipeError, StageEntry};

@@ -6,12 +6,14 @@
 
 mod front;
 mod html;
+mod pictures;
 mod sections;
 mod svg;
 
 use serde_json::Value;
 
 pub use front::pareto;
+pub use pictures::{Picture, pictures};
 
 /// What a training stage measured as it went.
 #[derive(Clone, Debug, Default, PartialEq)]

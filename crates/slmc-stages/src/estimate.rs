@@ -50,7 +50,7 @@ pub fn estimate(plan: &Plan) -> Vec<Estimate> {
                 let n_tokens = (config.n_sequences * config.seq_len) as f64;
                 // Forwards, again on the way back, back, sums, and solving.
                 let seconds = 8.0 * forward_flops(&input.spec) * n_tokens / ASSUMED_FLOPS;
-                (calibrated_bytes(&input.spec) + input.n_bytes(), 0, seconds)
+                (calibrated_bytes(&input.spec), 0, seconds)
             }
             StageConfig::Rotate(_) => (largest_tensor(&after.spec) * 3, 0, 10.0),
             StageConfig::Quantize(_) | StageConfig::Export(_) => (largest_tensor(&after.spec) * 6, 0, 2.0),
@@ -74,11 +74,20 @@ fn largest_tensor(spec: &ModelSpec) -> u64 {
     (spec.vocab_size.max(spec.d_ff) * spec.d_model * 4) as u64
 }
 
-/// What is solved for holds its largest tensor, the head, once in f32 while it is laid out, and in two layouts of half the size; and of
-/// a block's gate and up what their rows have in common: sums and factors of as many rows and columns, some of them in f64.
+/// What is solved for holds its largest tensor, the head, in two layouts of half its size in f32, and some rows of logits beside them;
+/// later a block in f32, and of its widest projection the moments of what enters it and their factors, two of them in f64, and
+/// of those with fewer rows what the rows have in common.
 fn calibrated_bytes(spec: &ModelSpec) -> u64 {
-    let n_coupled = spec.d_ff.min(MOST_COUPLED_ROWS) as u64;
-    largest_tensor(spec) * 3 + 2 * n_coupled * n_coupled * 32
+    const ALWAYS: u64 = 200 << 20;
+    let logits = 3 * 256 * spec.vocab_size as u64 * 4;
+    let head = 5 * (spec.vocab_size * spec.d_model) as u64 + logits;
+    let shapes: Vec<Vec<usize>> = Adapter::ROLES.map(|role| TensorKey::block(0, role).shape(spec)).to_vec();
+    let square = |n: usize| (n * n) as u64;
+    let weights: u64 = shapes.iter().map(|shape| 4 * (shape[0] * shape[1]) as u64).sum();
+    let widest = shapes.iter().map(|shape| shape[1]).max().unwrap_or(0);
+    let coupled = shapes.iter().map(|shape| shape[0]).filter(|&rows| rows <= MOST_COUPLED_ROWS).max();
+    let block = weights + 28 * square(widest) + 2 * 32 * square(coupled.unwrap_or(0));
+    ALWAYS + head.max(block)
 }
 
 /// Multiplications and additions of one token's forward pass, attention's own left out.

@@ -101,6 +101,8 @@ fn inverse_factor(n: usize, at: impl Fn(usize, usize) -> f64) -> Option<Vec<f32>
     let lower = of_the_reverse(n, at)?;
     let mut inverse = Mat::zeros(n, n);
     invert_lower_triangular(inverse.as_mut(), lower.as_ref(), Par::Seq);
+    // Of a wide layer each of these is half a gigabyte.
+    drop(lower);
     let mut upper = vec![0.0; n * n];
     for i in 0..n {
         for j in i..n {

@@ -39,6 +39,11 @@ impl Hessian {
         self.lower[i.max(j) * self.n_columns + i.min(j)]
     }
 
+    /// Multiplies all of it, as a mean is made of sums.
+    pub fn scale(&mut self, by: f32) {
+        self.lower.par_iter_mut().for_each(|sum| *sum *= by);
+    }
+
     /// Sum of weighted squares of each channel.
     pub fn diagonal(&self) -> Vec<f32> {
         (0..self.n_columns).map(|i| self.at(i, i)).collect()

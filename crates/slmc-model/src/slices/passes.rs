@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use rand_chacha::rand_core::Rng;
 use rayon::prelude::*;
-use slmc_ir::{ModelSpec, Part, Role, TensorKey, WeightSource};
+use slmc_blocks::decode_weight;
+use slmc_ir::{ModelSpec, Part, Role, TensorKey, Weight, WeightSource};
 use slmc_kernels::{
-    HalfRight, Matrix, MatrixMut, Products, Update, cross_entropy, multiply, multiply_half, rms_norm,
-    rms_norm_backward,
+    HalfRight, HalfUnits, Matrix, MatrixMut, Products, Update, cross_entropy, multiply, multiply_half,
+    rms_norm, rms_norm_backward,
 };
 
 use super::{
@@ -21,7 +22,7 @@ use super::{
 };
 use crate::{
     LoadError,
-    load::numbers_of,
+    load::{numbers_of, weight_of},
     rope::{RopeCache, RopeTable},
 };
 
@@ -197,8 +198,46 @@ pub struct HeadPass {
 /// The head `[vocab_size, d_model]` as products take it: the largest matrix of a model, so held once.
 enum LaidOut {
     Single(Vec<f32>),
-    /// For logits, and for the way back.
-    Half([HalfRight; 2]),
+    /// Band after band of its rows.
+    Half(Vec<Band>),
+}
+
+/// Some rows of the head.
+struct Band {
+    /// The first of them.
+    first: usize,
+    n_rows: usize,
+    for_logits: HalfRight,
+    for_the_way_back: HalfRight,
+}
+
+/// Rows of a band: all of them in f32 at once would be twice the layouts.
+const BAND_ROWS: usize = 8192;
+
+impl Band {
+    /// The bands of a head, of so many rows each.
+    fn all(
+        weight: &Weight,
+        key: TensorKey,
+        units: HalfUnits,
+        band_rows: usize,
+    ) -> Result<Vec<Self>, LoadError> {
+        let (n_rows, d) = (weight.n_rows(), weight.n_columns());
+        let mut bands = Vec::new();
+        for first in (0..n_rows).step_by(band_rows) {
+            let rows: Vec<usize> = (first..n_rows.min(first + band_rows)).collect();
+            let numbers = decode_weight(&weight.with_rows(&rows));
+            let numbers = numbers.map_err(|source| LoadError::Decode { key, source })?;
+            let band = Matrix::new(&numbers, rows.len(), d);
+            bands.push(Self {
+                first,
+                n_rows: rows.len(),
+                for_logits: HalfRight::new(units, band.transposed()),
+                for_the_way_back: HalfRight::new(units, band),
+            });
+        }
+        Ok(bands)
+    }
 }
 
 /// Tokens whose logits exist at a time.
@@ -210,14 +249,17 @@ impl HeadPass {
     /// # Errors
     /// When a tensor is missing or not what the spec says.
     pub fn load(source: &dyn WeightSource, products: Products) -> Result<Self, LoadError> {
+        Self::in_bands(source, products, BAND_ROWS)
+    }
+
+    fn in_bands(source: &dyn WeightSource, products: Products, band_rows: usize) -> Result<Self, LoadError> {
         let spec = source.spec().clone();
         let head = if spec.tied_head { Role::Embedding } else { Role::Head };
-        let numbers = numbers_of(source, TensorKey::model(head))?;
+        let key = TensorKey::model(head);
         let head = match products {
-            Products::Single => LaidOut::Single(numbers),
+            Products::Single => LaidOut::Single(numbers_of(source, key)?),
             Products::Half(units) => {
-                let head = Matrix::new(&numbers, spec.vocab_size, spec.d_model);
-                LaidOut::Half([head.transposed(), head].map(|side| HalfRight::new(units, side)))
+                LaidOut::Half(Band::all(&weight_of(source, key)?, key, units, band_rows)?)
             }
         };
         Ok(Self { gain: numbers_of(source, TensorKey::model(Role::FinalNorm))?, head, spec })
@@ -244,7 +286,12 @@ impl HeadPass {
                 LaidOut::Single(head) => {
                     multiply(input, Matrix::new(head, vocab, d).transposed(), out, Update::Set);
                 }
-                LaidOut::Half([there, _]) => multiply_half(input, there, out, Update::Set),
+                LaidOut::Half(bands) => {
+                    for band in bands {
+                        let out = MatrixMut::strided(&mut logits[band.first..], n, band.n_rows, vocab);
+                        multiply_half(input, &band.for_logits, out, Update::Set);
+                    }
+                }
             }
             draw_labels(&mut logits, vocab, random);
             see(HeadSeen { input: normed, gradient: &logits });
@@ -253,7 +300,14 @@ impl HeadPass {
                 LaidOut::Single(head) => {
                     multiply(gradient, Matrix::new(head, vocab, d), out, Update::Set);
                 }
-                LaidOut::Half([_, back]) => multiply_half(gradient, back, out, Update::Set),
+                LaidOut::Half(bands) => {
+                    for band in bands {
+                        let gradient = Matrix::strided(&logits[band.first..], n, band.n_rows, vocab);
+                        let out = MatrixMut::new(d_normed, n, d);
+                        let update = if band.first == 0 { Update::Set } else { Update::Add };
+                        multiply_half(gradient, &band.for_the_way_back, out, update);
+                    }
+                }
             }
         }
         let (mut d_hidden, mut d_gain) = (vec![0.0; hidden.len()], vec![0.0; d]);
@@ -279,4 +333,58 @@ fn draw_labels(logits: &mut [f32], vocab: usize, random: &mut dyn Rng) {
         });
         row[label.unwrap_or(vocab - 1)] -= 1.0;
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+    use slmc_ir::{Activation, Biases, Family, Format, MemorySource, RopeScaling};
+
+    use super::*;
+
+    #[test]
+    fn a_head_in_bands_is_the_head() {
+        let Some(products) = Products::half() else { return };
+        let spec = ModelSpec {
+            family: Family::Llama,
+            vocab_size: 50,
+            context_len: 64,
+            d_model: 24,
+            n_layers: 1,
+            n_heads: 2,
+            n_kv_heads: 1,
+            d_head: 12,
+            d_ff: 32,
+            norm_eps: 1e-5,
+            rope_theta: 10000.0,
+            rope_scaling: RopeScaling::None,
+            activation: Activation::Silu,
+            biases: Biases { qkv: false, attn_output: false, mlp: false },
+            qk_norm: false,
+            tied_head: true,
+        };
+        let number = |i: usize| ((i * 7919 + 13) as f32).sin();
+        let tensor = |key: TensorKey| {
+            let shape = key.shape(&spec);
+            let numbers = (0..shape.iter().product()).map(number);
+            let bytes: Vec<u8> = numbers.flat_map(f32::to_le_bytes).collect();
+            (key, Weight::new(shape, Format::F32, bytes.into()).unwrap())
+        };
+        let tensors = TensorKey::all(&spec).into_iter().map(tensor).collect();
+        let source = MemorySource::new(spec.clone(), tensors).unwrap();
+        let hidden: Vec<f32> = (0..5 * 24).map(number).collect();
+        let run = |band_rows: usize| {
+            let head = HeadPass::in_bands(&source, products, band_rows).unwrap();
+            let mut seen = Vec::new();
+            let mut random = ChaCha8Rng::seed_from_u64(1);
+            let back = head.backward(&hidden, &mut random, &mut |of| seen.extend_from_slice(of.gradient));
+            [seen, back]
+        };
+        let whole = run(50);
+        for band_rows in [7, 25, 49] {
+            for (found, whole) in run(band_rows).iter().flatten().zip(whole.iter().flatten()) {
+                assert!((found - whole).abs() < 1e-4, "bands of {band_rows}: {found} and {whole}");
+            }
+        }
+    }
 }

@@ -78,7 +78,10 @@ impl Passes<'_> {
     }
 
     fn block(&self, index: usize) -> Result<BlockPass, StageError> {
-        BlockPass::load(&*self.checkpoint.weights, index, self.seq(), self.products).map_err(failed)
+        let block = BlockPass::load(&*self.checkpoint.weights, index, self.seq(), self.products);
+        // The file's pages have been taken from.
+        slmc_formats::release_all();
+        block.map_err(failed)
     }
 
     /// Hidden states before each block and after the last, into the spill.
@@ -115,6 +118,7 @@ impl Passes<'_> {
             let numbers = slmc_blocks::decode_weight(&table.with_rows(&rows)).map_err(failed)?;
             self.spill.write(&name(0), index * row, &numbers)?;
         }
+        slmc_formats::release_all();
         Ok(())
     }
 
@@ -122,6 +126,7 @@ impl Passes<'_> {
     pub fn head(&self) -> Result<Input, StageError> {
         let (d, vocab) = (self.spec().d_model, self.spec().vocab_size);
         let pass = HeadPass::load(&*self.checkpoint.weights, self.products).map_err(failed)?;
+        slmc_formats::release_all();
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
         let rows = vec![(Role::Head, vec![0.0; vocab])];
         let mut input = Input { hessian: Hessian::empty(d), weight: 0.0, rows, gradients: vec![None] };

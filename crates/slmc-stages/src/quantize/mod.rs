@@ -363,7 +363,7 @@ fn layout_of(name: &str) -> Result<PackedLayout, String> {
 }
 
 fn warn_all(fallbacks: &[String], context: &StageContext<'_>) {
-    fallbacks.iter().for_each(|fallback| context.host.warn(fallback));
+    slmc_recipe::summarized(fallbacks).iter().for_each(|fallback| context.host.warn(fallback));
 }
 
 fn write(

@@ -123,16 +123,17 @@ fn solve_input(
     how: How,
     store: &Store,
 ) -> Result<Vec<Solved>, StageError> {
-    let hessian = normalized(&input.hessian, input.weight);
+    let Input { hessian, weight, rows: all_rows, gradients } = input;
+    let hessian = mean_of(hessian, weight);
     let mut factors = Factors { hessian: &hessian, damping: how.damping, found: Vec::new() };
     let mut projections = Vec::new();
-    for ((role, rows), gradients) in input.rows.iter().zip(&input.gradients) {
+    for ((role, rows), gradients) in all_rows.iter().zip(gradients) {
         let key = TensorKey::block(index, *role);
         let Some(formats) = wanted.get(&key) else { continue };
         let shape = key.shape(passes.checkpoint.spec());
         let weight = Array2::from_shape_vec((shape[0], shape[1]), weight_of(passes, key)?).map_err(failed)?;
         let n_tokens = passes.n_tokens() as f64;
-        let outputs = gradients.as_ref().map(|sum| Outputs::new(&normalized(sum, n_tokens), OUTPUT_DAMPING));
+        let outputs = gradients.map(|sum| Outputs::new(&mean_of(sum, n_tokens), OUTPUT_DAMPING));
         let outputs = outputs.transpose().map_err(|e| failed(format!("{key}: {e}")))?;
         let row_weights = match &outputs {
             Some(outputs) => outputs.weights().to_vec(),
@@ -305,6 +306,7 @@ fn solve_ends(
                     codes.put_rows(&found, rows);
                 }
             }
+            slmc_formats::release(weight.bytes());
             let packed = pack(&codes, format).map_err(failed)?;
             store.keep(key, &packed)?;
             solved.candidates.push(Candidate {
@@ -334,6 +336,12 @@ fn classes(ins: &[f64], outs: &[f64], input: &Hessian, output: &Hessian) -> Vec<
 }
 
 /// A Hessian divided by the weight of its tokens.
+/// As [`normalized`], in the sum's own memory.
+fn mean_of(mut sum: Hessian, weight: f64) -> Hessian {
+    sum.scale(if weight > 0.0 { (1.0 / weight) as f32 } else { 0.0 });
+    sum
+}
+
 pub(super) fn normalized(hessian: &Hessian, weight: f64) -> Hessian {
     let mut mean = <Hessian as slmc_compress::LayerStats>::empty(hessian.n_columns());
     mean.add_scaled(hessian, if weight > 0.0 { (1.0 / weight) as f32 } else { 0.0 });
