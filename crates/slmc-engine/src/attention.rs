@@ -82,6 +82,12 @@ impl Attention {
         }
     }
 
+    /// Gives back what many rows took.
+    pub fn shrink(&mut self) {
+        (self.queries, self.mixes, self.panels) = (Vec::new(), Vec::new(), Vec::new());
+        self.half_slots.iter().for_each(|slot| *lock(slot) = HalfAttention::default());
+    }
+
     pub fn heads(&self) -> Heads {
         self.heads
     }

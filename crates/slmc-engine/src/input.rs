@@ -44,6 +44,13 @@ impl Input {
         input
     }
 
+    /// Gives back what many rows took; there is nothing to multiply until rows are taken in.
+    pub fn shrink(&mut self) {
+        for held in [&mut self.int8, &mut self.half, &mut self.float].into_iter().flatten() {
+            *held = Activations::new(held.n_columns(), held.precision());
+        }
+    }
+
     /// Takes rows in, in the place of those before.
     pub fn set(&mut self, rows: &[f32], pass: Pass, team: &Team) {
         self.each(pass, |held| held.set_with(rows, team));

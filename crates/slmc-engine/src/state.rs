@@ -2,7 +2,7 @@
 
 use slmc_ir::TokenId;
 use slmc_kernels::{
-    Team, add, norm_rows,
+    Team, add, give_freed_memory_back, norm_rows,
     packed::{add_product, product},
     rotate_heads,
 };
@@ -94,6 +94,9 @@ impl State {
         pass: Pass,
     ) -> Result<(), EngineError> {
         let Self { layers, buffers } = self;
+        if (buffers.pass, pass) == (Pass::Read, Pass::Write) {
+            buffers.shrink();
+        }
         buffers.pass = pass;
         buffers.embed(engine, tokens)?;
         buffers.angles(places, tokens.len());
@@ -174,6 +177,16 @@ impl<'e> Rows<'e> {
 }
 
 impl Buffers {
+    /// Gives back what reading took: as long as tokens are written, the cache that grows needs the memory.
+    fn shrink(&mut self) {
+        let lines = [&mut self.x, &mut self.stacked, &mut self.step, &mut self.logits];
+        lines.into_iter().for_each(|lines| *lines = Lines::default());
+        [&mut self.mix, &mut self.cos, &mut self.sin].into_iter().for_each(|numbers| *numbers = Vec::new());
+        self.attention.shrink();
+        [&mut self.stream_in, &mut self.mix_in, &mut self.ffn_in].into_iter().for_each(Input::shrink);
+        give_freed_memory_back();
+    }
+
     fn embed(&mut self, engine: &Engine, tokens: &[TokenId]) -> Result<(), EngineError> {
         let d = engine.spec().d_model;
         let embedding = &engine.weights().embedding;
