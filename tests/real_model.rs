@@ -91,7 +91,7 @@ fn every_written_format_is_the_same_model_in_llama_cpp() {
 #[ignore = "needs the real model: cargo xtask fetch"]
 fn the_main_job_makes_a_student_that_llama_cpp_runs() {
     let folder = tempfile::tempdir().unwrap();
-    let recipe = common::root().join("recipes/smollm2-distill.toml");
+    let recipe = common::root().join("recipes/smollm2-distil-100m.toml");
     let run = folder.path().join("run");
     let (model, data) = (format!("model={}", float_teacher()), data_root());
     // A few steps: that the chain holds on a real model; the figures of the whole job are in docs/LOG.md.
