@@ -78,7 +78,8 @@ fn largest_tensor(spec: &ModelSpec) -> u64 {
 /// later a block in f32, and of its widest projection the moments of what enters it and their factors, two of them in f64, and
 /// of those with fewer rows what the rows have in common.
 fn calibrated_bytes(spec: &ModelSpec) -> u64 {
-    const ALWAYS: u64 = 200 << 20;
+    // A batch of sequences on its way through a block, both ways, and the program itself.
+    const ALWAYS: u64 = 400 << 20;
     let logits = 3 * 256 * spec.vocab_size as u64 * 4;
     let head = 5 * (spec.vocab_size * spec.d_model) as u64 + logits;
     let shapes: Vec<Vec<usize>> = Adapter::ROLES.map(|role| TensorKey::block(0, role).shape(spec)).to_vec();
