@@ -397,7 +397,7 @@ fn smollm2_in_4_bits_has_the_engines_top_tokens() {
             assert!(number(&apart, "max_abs") <= 1e-2, "{apart}");
         } else {
             // What activations in int8 cost in the engine: level 4 rounds them likewise and may not cost much more.
-            engine_logits(&q4_0, EngineOptions::fast(2), &ids, &fast);
+            engine_logits(&q4_0, EngineOptions::alike(2), &ids, &fast);
             let floor = reference("compare_logits.py", &[&text(&exact), &text(&fast)]);
             println!("the engine's int8 activations: {}", brief(&floor));
             assert!(number(&apart, "kld") <= 1.5 * number(&floor, "kld"), "{apart}\n{floor}");
