@@ -116,9 +116,15 @@ const SMALLEST: f32 = 1e-30;
 /// Blocks whose numbers are made before the first is quantized: what makes them then has no sum to wait for.
 const BLOCKS_AHEAD: usize = 16;
 
-/// A row's blocks of 32 numbers, the last padded with zeros: `fill` gives those of some columns.
+/// A row's blocks of 32 numbers, the last padded with zeros: `fill` gives the numbers of some columns, and `put` takes those of a
+/// block in.
 #[inline(always)]
-fn quantize_row(blocks: &mut [Quants], n_columns: usize, fill: impl Fn(Range<usize>, &mut [f32])) {
+fn in_blocks<T>(
+    blocks: &mut [T],
+    n_columns: usize,
+    fill: impl Fn(Range<usize>, &mut [f32]),
+    put: impl Fn(&mut T, &[f32; BLOCK]),
+) {
     const AHEAD: usize = BLOCKS_AHEAD * BLOCK;
     let mut numbers = [[0.0; BLOCK]; BLOCKS_AHEAD];
     for (i, blocks) in blocks.chunks_mut(BLOCKS_AHEAD).enumerate() {
@@ -127,8 +133,31 @@ fn quantize_row(blocks: &mut [Quants], n_columns: usize, fill: impl Fn(Range<usi
         fill(columns, made);
         padding.fill(0.0);
         for (block, numbers) in blocks.iter_mut().zip(&numbers) {
-            *block = quantize_block(numbers);
+            put(block, numbers);
         }
+    }
+}
+
+/// The inverse of a row's root mean square.
+#[inline(always)]
+fn inverse_norm(row: &[f32], eps: f32) -> f32 {
+    let mean_square = sum_pairs(row, row, |a, b| a * b) / row.len() as f32;
+    1.0 / (mean_square + eps).sqrt()
+}
+
+// No index to check in what follows: such loops vectorize.
+
+#[inline(always)]
+fn put_normed(row: &[f32], gain: &[f32], inverse: f32, to: &mut [f32]) {
+    for ((to, x), gain) in to.iter_mut().zip(row).zip(gain) {
+        *to = x * inverse * gain;
+    }
+}
+
+#[inline(always)]
+fn put_gated(gates: &[f32], ups: &[f32], to: &mut [f32]) {
+    for ((to, &gate), &up) in to.iter_mut().zip(gates).zip(ups) {
+        *to = gated(gate, up);
     }
 }
 
@@ -138,7 +167,8 @@ dispatched! {
     fn quantize(rows: &[f32], blocks: &mut [Quants], n_columns: usize) {
         let blocks = blocks.chunks_exact_mut(n_columns.div_ceil(BLOCK));
         for (row, blocks) in rows.chunks_exact(n_columns).zip(blocks) {
-            quantize_row(blocks, row.len(), |columns, to| to.copy_from_slice(&row[columns]));
+            let fill = |columns: Range<usize>, to: &mut [f32]| to.copy_from_slice(&row[columns]);
+            in_blocks(blocks, n_columns, fill, |block, numbers| *block = quantize_block(numbers));
         }
     }
 }
@@ -147,14 +177,11 @@ dispatched! {
     fn quantize_normed(rows: &[f32], gain: &[f32], eps: f32, blocks: &mut [Quants]) {
         let blocks = blocks.chunks_exact_mut(gain.len().div_ceil(BLOCK));
         for (row, blocks) in rows.chunks_exact(gain.len()).zip(blocks) {
-            let mean_square = sum_pairs(row, row, |a, b| a * b) / gain.len() as f32;
-            let inverse = 1.0 / (mean_square + eps).sqrt();
-            quantize_row(blocks, gain.len(), |columns, to| {
-                // No index to check: such loops vectorize.
-                for ((to, x), gain) in to.iter_mut().zip(&row[columns.clone()]).zip(&gain[columns]) {
-                    *to = x * inverse * gain;
-                }
-            });
+            let inverse = inverse_norm(row, eps);
+            let fill = |columns: Range<usize>, to: &mut [f32]| {
+                put_normed(&row[columns.clone()], &gain[columns], inverse, to);
+            };
+            in_blocks(blocks, gain.len(), fill, |block, numbers| *block = quantize_block(numbers));
         }
     }
 }
@@ -162,11 +189,7 @@ dispatched! {
 dispatched! {
     fn norm(rows: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
         for (row, out) in rows.chunks_exact(gain.len()).zip(out.chunks_exact_mut(gain.len())) {
-            let mean_square = sum_pairs(row, row, |a, b| a * b) / gain.len() as f32;
-            let inverse = 1.0 / (mean_square + eps).sqrt();
-            for ((out, x), gain) in out.iter_mut().zip(row).zip(gain) {
-                *out = x * inverse * gain;
-            }
+            put_normed(row, gain, inverse_norm(row, eps), out);
         }
     }
 }
@@ -175,21 +198,18 @@ dispatched! {
     fn quantize_gated(gates: &[f32], ups: &[f32], blocks: &mut [Quants], n_columns: usize) {
         let blocks = blocks.chunks_exact_mut(n_columns.div_ceil(BLOCK));
         let rows = gates.chunks_exact(n_columns).zip(ups.chunks_exact(n_columns));
-        for ((gate, up), blocks) in rows.zip(blocks) {
-            quantize_row(blocks, n_columns, |columns, to| {
-                for ((to, &gate), &up) in to.iter_mut().zip(&gate[columns.clone()]).zip(&up[columns]) {
-                    *to = gated(gate, up);
-                }
-            });
+        for ((gates, ups), blocks) in rows.zip(blocks) {
+            let fill = |columns: Range<usize>, to: &mut [f32]| {
+                put_gated(&gates[columns.clone()], &ups[columns], to);
+            };
+            in_blocks(blocks, n_columns, fill, |block, numbers| *block = quantize_block(numbers));
         }
     }
 }
 
 dispatched! {
     fn gate(gates: &[f32], ups: &[f32], out: &mut [f32]) {
-        for ((out, &gate), &up) in out.iter_mut().zip(gates).zip(ups) {
-            *out = gated(gate, up);
-        }
+        put_gated(gates, ups, out);
     }
 }
 
@@ -230,28 +250,12 @@ fn quantize_block(numbers: &[f32; BLOCK]) -> Quants {
     }
 }
 
-/// Line `line` of a group's tiles: a row, rounded to bf16, the last tile's columns beyond it zeros. `fill` gives the numbers
-/// of some columns.
-#[inline(always)]
-fn halve_row(tiles: &mut [Tile], line: usize, n_columns: usize, fill: impl Fn(Range<usize>, &mut [f32])) {
-    const AHEAD: usize = BLOCKS_AHEAD * BLOCK;
-    let mut numbers = [[0.0; BLOCK]; BLOCKS_AHEAD];
-    for (i, tiles) in tiles.chunks_mut(BLOCKS_AHEAD).enumerate() {
-        let columns = i * AHEAD..n_columns.min((i + 1) * AHEAD);
-        let (made, padding) = numbers.as_flattened_mut().split_at_mut(columns.len());
-        fill(columns, made);
-        padding.fill(0.0);
-        for (tile, numbers) in tiles.iter_mut().zip(&numbers) {
-            tile[line] = Pairs(rounded_pairs(numbers));
-        }
-    }
-}
-
 dispatched! {
-    /// Rounds up to sixteen rows of `n_columns`.
+    /// Rounds up to sixteen rows of `n_columns`, one to each line of a group's tiles.
     fn halve(rows: &[f32], tiles: &mut [Tile], n_columns: usize) {
         for (line, row) in rows.chunks_exact(n_columns).enumerate() {
-            halve_row(tiles, line, n_columns, |columns, to| to.copy_from_slice(&row[columns]));
+            let fill = |columns: Range<usize>, to: &mut [f32]| to.copy_from_slice(&row[columns]);
+            in_blocks(tiles, n_columns, fill, |tile, numbers| tile[line] = Pairs(rounded_pairs(numbers)));
         }
     }
 }
@@ -259,24 +263,21 @@ dispatched! {
 dispatched! {
     fn halve_normed(rows: &[f32], gain: &[f32], eps: f32, tiles: &mut [Tile]) {
         for (line, row) in rows.chunks_exact(gain.len()).enumerate() {
-            let mean_square = sum_pairs(row, row, |a, b| a * b) / gain.len() as f32;
-            let inverse = 1.0 / (mean_square + eps).sqrt();
-            halve_row(tiles, line, gain.len(), |columns, to| {
-                for ((to, x), gain) in to.iter_mut().zip(&row[columns.clone()]).zip(&gain[columns]) {
-                    *to = x * inverse * gain;
-                }
-            });
+            let inverse = inverse_norm(row, eps);
+            let fill = |columns: Range<usize>, to: &mut [f32]| {
+                put_normed(&row[columns.clone()], &gain[columns], inverse, to);
+            };
+            in_blocks(tiles, gain.len(), fill, |tile, numbers| tile[line] = Pairs(rounded_pairs(numbers)));
         }
     }
 }
 
 dispatched! {
-    fn halve_gated(gate: &[f32], up: &[f32], tiles: &mut [Tile], line: usize) {
-        halve_row(tiles, line, gate.len(), |columns, to| {
-            for ((to, &gate), &up) in to.iter_mut().zip(&gate[columns.clone()]).zip(&up[columns]) {
-                *to = gated(gate, up);
-            }
-        });
+    fn halve_gated(gates: &[f32], ups: &[f32], tiles: &mut [Tile], line: usize) {
+        let fill = |columns: Range<usize>, to: &mut [f32]| {
+            put_gated(&gates[columns.clone()], &ups[columns], to);
+        };
+        in_blocks(tiles, gates.len(), fill, |tile, numbers| tile[line] = Pairs(rounded_pairs(numbers)));
     }
 }
 
