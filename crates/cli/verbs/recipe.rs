@@ -7,7 +7,9 @@ use std::{
 
 use serde_json::json;
 use slmc_ir::Host as _;
-use slmc_recipe::{Environment, Plan, Recipe, RunError, RunFolder, RunSummary, StageError, summarized};
+use slmc_recipe::{
+    Environment, Plan, Recipe, RunError, RunFolder, RunSummary, StageConfig, StageError, summarized,
+};
 use slmc_stages::{Target, build, check_apart, estimate, evaluate, open_model, outline_of};
 
 use super::{Session, eval::stage_failure, hashing::Hashing};
@@ -98,7 +100,13 @@ pub fn plan(recipe: Recipe, session: &Session<'_>) -> Result<Plan, Failure> {
             if estimate.memory_bytes > limit {
                 let (needs, stage) = (megabytes(estimate.memory_bytes), &estimate.stage);
                 let limit = megabytes(limit);
-                let hint = "a smaller batch_size or seq_len, or recompute = true, needs less";
+                let kind = plan.stages.iter().find(|planned| planned.entry.name == *stage);
+                let hint = match kind.map(|planned| &planned.entry.config) {
+                    Some(StageConfig::Train(_) | StageConfig::Distill(_) | StageConfig::Lora(_)) => {
+                        "a smaller batch_size or seq_len, or recompute = true, needs less"
+                    }
+                    _ => "the model's largest matrices need it: allow more",
+                };
                 return Err(input_error(format!(
                     "stage `{stage}` may need {needs}, more than --max-mem {limit}: {hint}"
                 )));

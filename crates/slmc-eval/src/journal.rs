@@ -25,6 +25,12 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(30 * 24 * 3600);
 const MAX_BYTES: u64 = 1 << 30;
 const ENDING: &str = "evaluation.jsonl";
 
+/// The name of what follows from these parts, in this order: 64 hex digits.
+pub fn key_of(parts: &[&str]) -> String {
+    let text: String = parts.iter().map(|part| format!("{}:{part}\n", part.len())).collect();
+    sha256_bytes(text.as_bytes())
+}
+
 /// Units of an evaluation that are done.
 #[derive(Debug, Default)]
 pub struct Journal {
@@ -58,9 +64,7 @@ impl Journal {
     /// # Errors
     /// When the file is there and cannot be read, or another process writes to it.
     pub fn open(folder: &Path, parts: &[&str]) -> Result<Self, FileError> {
-        let name = sha256_bytes(
-            parts.iter().map(|part| format!("{}:{part}\n", part.len())).collect::<String>().as_bytes(),
-        );
+        let name = key_of(parts);
         let path = folder.join(format!("{}.{ENDING}", &name[..32]));
         let mut place = Place { path, name, file: None, n_bytes: 0 };
         let mut kept = place.read()?;
@@ -87,30 +91,32 @@ impl Journal {
         take: &mut dyn FnMut(T) -> String,
     ) -> Result<(), EvalError> {
         let Work { what, unit, n } = work;
-        self.began = Some(host.elapsed());
-        host.begin(what, n as u64, unit);
-        if !self.kept.is_empty() {
-            let (kept, what) = (self.kept.len(), what.to_owned());
+        let mut done = 0;
+        while done < n
+            && let Some(made) = self.next(&|made| is_whole(done, made), host)
+        {
+            take(made);
+            done += 1;
+        }
+        if done > 0 {
             host.warn(&format!(
-                "{what}: {kept} of {n} {unit} were done by a run before this one, which goes on with them"
+                "{what}: {done} of {n} {unit} were done by a run before this one, which goes on with them"
             ));
         }
-        for done in 0..n {
+        // What was kept took no time, and would make the rest look as if it took none.
+        let n_before = done;
+        self.began = Some(host.elapsed());
+        host.begin(what, (n - n_before) as u64, unit);
+        for done in n_before..n {
             if host.stop_requested() {
                 host.end();
                 let kept = self.keep(host);
                 return Err(EvalError::Stopped { done, total: n, unit: unit.to_owned(), kept });
             }
-            let made = match self.next(&|made| is_whole(done, made), host) {
-                Some(made) => made,
-                None => {
-                    let made = make(done)?;
-                    self.put(&made, host);
-                    made
-                }
-            };
+            let made = make(done)?;
+            self.put(&made, host);
             let note = take(made);
-            host.advance_to(done as u64 + 1, &note);
+            host.advance_to((done + 1 - n_before) as u64, &note);
         }
         host.end();
         Ok(())

@@ -21,7 +21,7 @@ pub use baseline::{Baseline, BaselineError};
 pub use divergence::{Divergence, kl_divergence};
 pub use error::EvalError;
 pub use eval_text::EvalText;
-pub use journal::Journal;
+pub use journal::{Journal, key_of};
 pub use paired::{Paired, PairedFigures, compare_pair, compare_with_baseline};
 pub use perplexity::{Chunk, Perplexity, PositionStep, perplexity};
 pub use windows::{Protocol, Windowing};

@@ -10,9 +10,9 @@ use std::{
 };
 
 use slmc_data::sha256_bytes;
-use slmc_eval::{Baseline, EvalText, Windowing, tasks::TaskResult};
+use slmc_eval::tasks::TaskResult;
 use slmc_formats::AtomicFile;
-use slmc_ir::{Host, LanguageModel};
+use slmc_ir::Host;
 
 use crate::GateError;
 
@@ -31,28 +31,9 @@ impl Cache {
         Self { folder: folder.to_owned() }
     }
 
-    /// The name of what follows from these parts.
-    pub fn key(parts: &[&str]) -> String {
-        let mut text = String::new();
-        for part in parts {
-            text.push_str(&format!("{}:{part}\n", part.len()));
-        }
-        sha256_bytes(text.as_bytes())
-    }
-
-    /// A baseline's predictions, run and kept where they are not there.
-    ///
-    /// # Errors
-    /// When the model fails, or the file cannot be written.
-    pub(crate) fn baseline(
-        &self,
-        key: &str,
-        text: &EvalText,
-        windowing: Windowing,
-        model: &mut dyn FnMut() -> Result<Box<dyn LanguageModel>, GateError>,
-        host: &dyn Host,
-    ) -> Result<Baseline, GateError> {
-        Baseline::kept(&self.folder, key, text, windowing, model, host)
+    /// Where it is.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// A task's results, if they are there.

@@ -5,7 +5,7 @@ use std::{cell::OnceCell, collections::BTreeMap, thread};
 use slmc_data::{Documents, Split, Tokenizer, sha256_bytes};
 use slmc_engine::{Engine, EngineOptions, stop_tokens};
 use slmc_eval::{
-    EvalText, Journal, Paired, Windowing, compare_with_baseline,
+    Baseline, EvalText, Journal, Paired, Windowing, compare_with_baseline, key_of,
     tasks::{Asked, TaskResult, run_task},
 };
 use slmc_ir::{Checkpoint, LanguageModel, TokenId};
@@ -111,20 +111,21 @@ impl<'a> Pair<'a> {
         let exact = if self.exact { "exact" } else { "fast" };
         let common =
             [&*self.baseline_sha256, &self.tokenizer_sha256, release_line(self.request.version), exact];
-        Cache::key(&[&common[..], parts].concat())
+        key_of(&[&common[..], parts].concat())
     }
 
     /// The recorded predictions of the baseline.
-    pub fn recorded(&self, text: &GateText) -> Result<slmc_eval::Baseline, GateError> {
+    pub fn recorded(&self, text: &GateText) -> Result<Baseline, GateError> {
         let (ctx, chunks) = (text.windowing.ctx.to_string(), format!("{:?}", text.windowing.chunks));
         let key = self.key(&["text", &text.sha256, &ctx, &chunks]);
         let mut load =
             || -> Result<Box<dyn LanguageModel>, GateError> { Ok(Box::new(self.baseline_engine()?)) };
-        self.cache.baseline(&key, &text.text, text.windowing, &mut load, self.request.host)
+        let folder = self.cache.folder();
+        Baseline::kept(folder, &key, &text.text, text.windowing, &mut load, self.request.host)
     }
 
     /// Both models on the text.
-    pub fn on_text(&self, text: &GateText, recorded: &slmc_eval::Baseline) -> Result<Paired, GateError> {
+    pub fn on_text(&self, text: &GateText, recorded: &Baseline) -> Result<Paired, GateError> {
         let engine = self.model_engine()?;
         let mut model = SessionModel::new(engine, text.windowing.ctx)?;
         Ok(compare_with_baseline(

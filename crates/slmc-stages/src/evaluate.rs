@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use slmc_data::{Tokenizer, sha256_bytes};
+use slmc_data::Tokenizer;
 use slmc_engine::{Engine, EngineOptions, KvType, stop_tokens};
-use slmc_eval::{Baseline, Divergence, EvalError, EvalText, Journal, Paired, Perplexity, Windowing};
+use slmc_eval::{Baseline, Divergence, EvalError, EvalText, Journal, Paired, Perplexity, Windowing, key_of};
 use slmc_interop::OnnxFolder;
 use slmc_ir::{Checkpoint, Host, LanguageModel, TokenId};
 use slmc_model::{Decoder, Evaluator};
@@ -247,7 +247,7 @@ pub fn divergence_of(
     if let Some(KeptBaseline { folder, fingerprint }) = kept {
         let settings = format!("{:?} {:?} {:?}", on.windowing, on.exactness, surroundings.device);
         let parts = [fingerprint, &part_of_text(&text), &settings, env!("CARGO_PKG_VERSION")];
-        let key = sha256_bytes(parts.join("\n").as_bytes());
+        let key = key_of(&parts);
         let mut load = || baseline.model(on.exactness.to_compare(), surroundings).map_err(Failed::Stage);
         let recorded = Baseline::kept(folder, &key, &text, on.windowing, &mut load, host);
         let recorded = recorded.map_err(|error| match error {
