@@ -16,7 +16,7 @@ pub fn bench(args: &BenchArgs, session: &Session<'_>) -> Result<(), Failure> {
     if args.pp == 0 || args.tg == 0 || args.runs == 0 {
         return Err(input_error("--pp, --tg and --runs: at least 1 of each"));
     }
-    let checkpoint = model::open(&args.model)?;
+    let checkpoint = model::open_to_run(&args.model)?;
     let engine = engine::load(&checkpoint, args.how.exactness(), session)?;
     let Runs { mut reading, mut writing, mut energy } =
         Runs::measure(&engine, [args.pp, args.tg], args.runs, session)?;

@@ -96,7 +96,7 @@ fn on_text<'a>(text: &'a TextArgs, windowing: Windowing, keeping: Option<&'a Kee
 pub fn subject(name: &str, loaded: &mut Option<Runtime>) -> Result<Subject, Failure> {
     let path = Path::new(name);
     if !OnnxFolder::is_one(path) {
-        return Ok(Subject::Checkpoint(model::open(name)?));
+        return Ok(Subject::Checkpoint(model::open_to_run(name)?));
     }
     let folder = OnnxFolder::open(path).or_input()?;
     let runtime = match loaded {

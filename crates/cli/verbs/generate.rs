@@ -51,9 +51,11 @@ impl Written {
 
 impl<'a> Writer<'a> {
     fn open(path: &str, args: &'a SamplingArgs, session: &'a Session<'a>) -> Result<Self, Failure> {
-        let checkpoint = model::open(path)?;
-        let tokenizer = tokenizer_of(&checkpoint).map_err(stage_failure)?;
-        let engine = engine::load(&checkpoint, args.how.exactness(), session)?;
+        let checkpoint = model::open_to_run(path)?;
+        let options = engine::options(args.how.exactness(), session);
+        let (tokenizer, engine) =
+            rayon::join(|| tokenizer_of(&checkpoint), || Engine::load(&checkpoint, options));
+        let (tokenizer, engine) = (tokenizer.map_err(stage_failure)?, engine.map_err(engine::failure)?);
         let stops = stop_tokens(&checkpoint);
         let mut writer = Self { checkpoint, tokenizer, engine, draft: None, stops, args, session };
         if let Some(path) = &args.draft {
@@ -63,7 +65,7 @@ impl<'a> Writer<'a> {
     }
 
     fn open_draft(&self, path: &str) -> Result<Engine, Failure> {
-        let checkpoint = model::open(path)?;
+        let checkpoint = model::open_to_run(path)?;
         if !same_vocabulary(&self.tokenizer, &tokenizer_of(&checkpoint).map_err(stage_failure)?) {
             return Err(input_error(format!("--draft {path}: it has another tokenizer than the model")));
         }
@@ -159,7 +161,11 @@ pub fn generate(args: &GenerateArgs, session: &Session<'_>) -> Result<(), Failur
         "drafted": found.n_drafted,
         "accepted": found.n_accepted,
     });
-    output::print(json, &document, "")
+    output::print(json, &document, "")?;
+    // The process ends here: taking the tokenizer's hundred thousand words apart first would be felt.
+    drop(contexts);
+    std::mem::forget(writer);
+    Ok(())
 }
 
 /// Says why a text ends in the middle.

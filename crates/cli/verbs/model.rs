@@ -19,6 +19,11 @@ pub fn open(path: &str) -> Result<Checkpoint, Failure> {
     open_model(path).map_err(input_error)
 }
 
+/// As [`open`], sooner, for a model that is run and not written again.
+pub fn open_to_run(path: &str) -> Result<Checkpoint, Failure> {
+    slmc_stages::open_to_run(path).map_err(input_error)
+}
+
 /// Bytes of a file, or of all files of a folder.
 pub fn size_on_disk(path: &Path) -> u64 {
     let Ok(metadata) = std::fs::metadata(path) else { return 0 };

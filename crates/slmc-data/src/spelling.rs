@@ -1,19 +1,27 @@
 //! How a vocabulary writes bytes: what is needed to know how much text a token stands for.
 
+use std::collections::HashMap;
+
 use tokenizers::{DecoderWrapper, PreTokenizerWrapper, Tokenizer};
 
-/// Bytes of text that each id stands for, `[vocab_size]`: 0 for control tokens and gaps.
-pub(crate) fn n_bytes(tokenizer: &Tokenizer, vocab_size: usize) -> Vec<u32> {
+/// Bytes of text that each id of a vocabulary stands for, `[vocab_size]`: 0 for control tokens and gaps.
+pub(crate) fn n_bytes(
+    tokenizer: &Tokenizer,
+    vocabulary: &HashMap<String, u32>,
+    vocab_size: usize,
+) -> Vec<u32> {
     let byte_level = is_byte_level(tokenizer);
-    let added = tokenizer.get_added_tokens_decoder();
-    let of_id = |id: u32| match (added.get(&id), tokenizer.id_to_token(id)) {
-        (Some(token), _) if token.special => 0,
-        (Some(token), _) => token.content.len(),
-        (None, Some(content)) if byte_level => content.chars().count(),
-        (None, Some(content)) => n_bytes_sentencepiece(&content),
-        (None, None) => 0,
-    };
-    (0..vocab_size as u32).map(|id| of_id(id) as u32).collect()
+    let mut n_bytes = vec![0; vocab_size];
+    for (content, &id) in vocabulary {
+        let n = if byte_level { content.chars().count() } else { n_bytes_sentencepiece(content) };
+        n_bytes[id as usize] = n as u32;
+    }
+    for (&id, token) in &tokenizer.get_added_tokens_decoder() {
+        if let Some(n) = n_bytes.get_mut(id as usize) {
+            *n = if token.special { 0 } else { token.content.len() as u32 };
+        }
+    }
+    n_bytes
 }
 
 /// GPT-2's way: each character of a token stands for one byte.

@@ -3,10 +3,14 @@
 //! What is added around a text comes from [`SpecialTokens`] alone, never from the post-processor of
 //! `tokenizer.json`: there is one answer to "does this model begin a text with BOS", and it is the model's.
 
-use std::{collections::BTreeSet, ops::Range};
+use std::{collections::BTreeSet, ops::Range, sync::OnceLock};
 
 use rayon::prelude::*;
 use slmc_ir::{SpecialTokens, TokenId, TokenizerFiles};
+use tokenizers::{
+    DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl,
+    models::bpe::BPE,
+};
 
 use crate::{cuts, guard::guarded, spelling, word_cache::WordCache};
 
@@ -64,12 +68,12 @@ pub enum TokenizeError {
 
 /// A model's tokenizer, ready for use. Shared between threads freely.
 pub struct Tokenizer {
-    /// Reads special tokens written out in a text as text.
-    plain: tokenizers::Tokenizer,
-    plain_words: WordCache,
-    /// Reads them as tokens.
+    /// Reads special tokens written out in a text as tokens.
     parsing: tokenizers::Tokenizer,
     parsing_words: WordCache,
+    /// Reads them as text; made when it is asked for, as few programs need both.
+    plain: OnceLock<tokenizers::Tokenizer>,
+    plain_words: WordCache,
     special: SpecialTokens,
     /// Bytes of text that each id stands for, `[vocab_size]`.
     n_bytes: Vec<u32>,
@@ -88,30 +92,36 @@ impl Tokenizer {
         if files.json.len() > MAX_JSON_BYTES {
             return Err(TokenizeError::TooLarge(files.json.len()));
         }
-        let mut parsing = guarded(|| tokenizers::Tokenizer::from_bytes(files.json.as_bytes()))
-            .map_err(TokenizeError::Json)?;
+        let mut parsing = parse(&files.json)?;
         parsing.with_truncation(None).map_err(|e| TokenizeError::Json(e.to_string()))?;
         parsing.with_padding(None);
-        let mut plain = parsing.clone();
-        plain.set_encode_special_tokens(true);
-        let vocab_size = parsing.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
+        let vocabulary = parsing.get_vocab(true);
+        let vocab_size = vocabulary.values().max().map_or(0, |&id| id as usize + 1);
         if vocab_size > MAX_VOCAB {
             return Err(TokenizeError::Json(format!("an id above {MAX_VOCAB} is no row of an embedding")));
         }
         check_special(&files.special, vocab_size)?;
         let added = parsing.get_added_tokens_decoder();
         let control = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
-        let n_bytes = spelling::n_bytes(&parsing, vocab_size);
+        let n_bytes = spelling::n_bytes(&parsing, &vocabulary, vocab_size);
         let cuttable = cuts::allowed(&parsing);
         Ok(Self {
-            plain,
-            plain_words: WordCache::new(),
             parsing,
             parsing_words: WordCache::new(),
+            plain: OnceLock::new(),
+            plain_words: WordCache::new(),
             special: files.special.clone(),
             n_bytes,
             control,
             cuttable,
+        })
+    }
+
+    fn plain(&self) -> &tokenizers::Tokenizer {
+        self.plain.get_or_init(|| {
+            let mut plain = self.parsing.clone();
+            plain.set_encode_special_tokens(true);
+            plain
         })
     }
 
@@ -121,7 +131,7 @@ impl Tokenizer {
     /// When the tokenizer cannot represent it (a vocabulary without bytes and without an unknown token).
     pub fn encode(&self, text: &str, special: Special) -> Result<Vec<TokenId>, TokenizeError> {
         match special {
-            Special::Plain => self.encode_pieces(&self.plain, &self.plain_words, text),
+            Special::Plain => self.encode_pieces(self.plain(), &self.plain_words, text),
             Special::Parse => self.encode_pieces(&self.parsing, &self.parsing_words, text),
             Special::Add => {
                 let mut tokens = Vec::new();
@@ -246,6 +256,17 @@ impl Tokenizer {
     pub fn is_special(&self, id: TokenId) -> bool {
         self.control.contains(&id)
     }
+}
+
+/// A tokenizer as `tokenizer.json` has it. BPE is read in one go; through the crate's own entry every model becomes a tree of
+/// JSON first, which takes several times as long.
+fn parse(json: &str) -> Result<tokenizers::Tokenizer, TokenizeError> {
+    type Bpe =
+        TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
+    if let Ok(tokenizer) = guarded(|| Ok(serde_json::from_str::<Bpe>(json)?)) {
+        return Ok(tokenizer.into());
+    }
+    guarded(|| tokenizers::Tokenizer::from_bytes(json.as_bytes())).map_err(TokenizeError::Json)
 }
 
 fn check_special(special: &SpecialTokens, vocab_size: usize) -> Result<(), TokenizeError> {

@@ -77,8 +77,10 @@ impl Engine {
     /// # Errors
     /// When the spec makes no sense, a tensor cannot be read or holds NaN, or the threads do not start.
     pub fn load(checkpoint: &Checkpoint, options: EngineOptions) -> Result<Self, EngineError> {
+        let weights = Weights::read(checkpoint)?;
+        // Threads that begin once the others rest are given the cores that these leave.
         let team = Team::new(options.n_threads).map_err(|e| EngineError::Team(e.to_string()))?;
-        Self::load_with(checkpoint, options, Arc::new(team))
+        Ok(Self::with_weights(weights, checkpoint.spec(), options, Arc::new(team)))
     }
 
     /// As [`Engine::load`], with the threads of another engine: for models that take turns, as a draft and its
@@ -91,9 +93,12 @@ impl Engine {
         options: EngineOptions,
         team: Arc<Team>,
     ) -> Result<Self, EngineError> {
-        let weights = Weights::read(checkpoint)?;
+        Ok(Self::with_weights(Weights::read(checkpoint)?, checkpoint.spec(), options, team))
+    }
+
+    fn with_weights(weights: Weights, spec: &ModelSpec, options: EngineOptions, team: Arc<Team>) -> Self {
         let options = EngineOptions { n_threads: team.n_threads(), ..options };
-        Ok(Self { spec: checkpoint.spec().clone(), options, weights, team, spare: None })
+        Self { spec: spec.clone(), options, weights, team, spare: None }
     }
 
     /// The model's shape.

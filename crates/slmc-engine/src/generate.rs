@@ -85,7 +85,7 @@ pub fn generate(
     let n_prompt_run = context.len() - session.keep_prefix(&context);
     if let Some(draft) = draft.as_mut().filter(|draft| context.len() <= draft.capacity()) {
         let kept = draft.keep_prefix(&context);
-        draft.read(&context[kept..])?;
+        draft.add(&context[kept..], Pass::of_prompt(context.len() - kept))?;
     }
     let mut is_first = true;
     while writer.reason.is_none() {
@@ -105,7 +105,7 @@ pub fn generate(
             Some(draft) if room > 0 && !is_first => propose(draft, &mut sampler, &context, room)?,
             _ => Proposal::default(),
         };
-        let pass = if is_first { Pass::Read } else { Pass::Write };
+        let pass = if is_first { Pass::of_prompt(n_prompt_run) } else { Pass::Write };
         let step = verify(session, &mut sampler, &context, &proposal, pass)?;
         writer.n_drafted += proposal.tokens.len();
         writer.n_accepted += step.len() - 1;

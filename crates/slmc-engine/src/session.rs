@@ -98,7 +98,7 @@ impl<'e> Session<'e> {
         self.add(tokens, Pass::Write)
     }
 
-    fn add(&mut self, tokens: &[TokenId], pass: Pass) -> Result<&[f32], EngineError> {
+    pub(crate) fn add(&mut self, tokens: &[TokenId], pass: Pass) -> Result<&[f32], EngineError> {
         if tokens.is_empty() {
             return Err(EngineError::EmptyPrompt);
         }

@@ -1,7 +1,7 @@
-//! A checkpoint's tensors, laid out for the kernels: read one at a time, so that the file's bytes and the layout of
-//! only one of them are in memory together. The pages of a mapped file go back to the system as each is laid out.
+//! A checkpoint's tensors, laid out for the kernels: a block at a time on each thread, so that the file's bytes and the layout
+//! of only a few of them are in memory together. The pages of a mapped file go back to the system as each is laid out.
 
-use bytes::{Bytes, BytesMut};
+use rayon::prelude::*;
 use slmc_ir::{Checkpoint, ModelSpec, Part, Role, SourceError, TensorKey, Weight, WeightSource};
 use slmc_kernels::packed::{PackedMatrix, Store};
 
@@ -87,8 +87,14 @@ impl Weights {
         let spec = source.spec();
         spec.validate()?;
         let reader = Reader { source, spec, store: store_for(source)? };
-        let embedding = reader.matrix(TensorKey::model(Role::Embedding))?;
-        let blocks = (0..spec.n_layers).map(|index| reader.block(index)).collect::<Result<_, _>>()?;
+        // Blocks apart from each other: threads that lay out one matrix wait for the same new pages.
+        let (embedding, blocks) = rayon::join(
+            || reader.matrix(TensorKey::model(Role::Embedding)),
+            || (0..spec.n_layers).into_par_iter().map(|index| reader.block(index)).collect::<Vec<_>>(),
+        );
+        let embedding = embedding?;
+        // The first fault in the order of the blocks, whichever was found first.
+        let blocks = blocks.into_iter().collect::<Result<_, _>>()?;
         let final_norm = reader.vector(TensorKey::model(Role::FinalNorm))?;
         let untied_head =
             if spec.tied_head { None } else { Some(reader.matrix(TensorKey::model(Role::Head))?) };
@@ -151,17 +157,13 @@ impl Reader<'_> {
     }
 
     fn matrix(&self, key: TensorKey) -> Result<PackedMatrix, EngineError> {
-        let weight = self.weight(key)?;
-        let matrix = self.laid_out(key, &weight);
-        slmc_formats::release(weight.bytes());
-        matrix
+        self.laid_out(key, &[self.weight(key)?])
     }
 
-    fn laid_out(&self, key: TensorKey, weight: &Weight) -> Result<PackedMatrix, EngineError> {
-        let matrix = match &self.store {
-            Some(store) => PackedMatrix::new_in(weight, store),
-            None => PackedMatrix::new(weight),
-        };
+    /// Matrices of one format and as many columns, one under the other.
+    fn laid_out(&self, key: TensorKey, weights: &[Weight]) -> Result<PackedMatrix, EngineError> {
+        let matrix = PackedMatrix::stacked(weights, self.store.as_ref());
+        weights.iter().for_each(|weight| slmc_formats::release(weight.bytes()));
         matrix.map_err(|source| EngineError::Block { key, source })
     }
 
@@ -202,10 +204,7 @@ impl Reader<'_> {
             }
             at += run.len();
             n_rows += matrix_rows;
-            let stored: Vec<Bytes> = run.iter().map(|weight| weight.bytes().clone()).collect();
-            let weight = joined(run).map_err(|source| SourceError::Weight { key, source })?;
-            matrices.push(self.laid_out(key, &weight)?);
-            stored.iter().for_each(|bytes| slmc_formats::release(bytes));
+            matrices.push(self.laid_out(key, &run)?);
         }
         let mut biases = [const { None }; N];
         for (bias, &role) in biases.iter_mut().zip(&roles) {
@@ -215,15 +214,4 @@ impl Reader<'_> {
         }
         Ok(Stacked { matrices, n_rows, places, biases })
     }
-}
-
-/// Matrices of one format and as many columns, one under the other: whole rows are whole blocks.
-fn joined(mut weights: Vec<Weight>) -> Result<Weight, slmc_ir::WeightError> {
-    if weights.len() == 1 {
-        return Ok(weights.remove(0));
-    }
-    let mut bytes = BytesMut::with_capacity(weights.iter().map(|w| w.bytes().len()).sum());
-    weights.iter().for_each(|weight| bytes.extend_from_slice(weight.bytes()));
-    let n_rows = weights.iter().map(Weight::n_rows).sum();
-    Weight::new(vec![n_rows, weights[0].n_columns()], weights[0].format(), Bytes::from(bytes))
 }

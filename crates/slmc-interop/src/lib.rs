@@ -39,6 +39,6 @@ pub use merged::Merged;
 pub use onnx::{
     CheckModel, OnnxFolder, OnnxOptions, OnnxPlan, OnnxPrecision, write_onnx_file, write_onnx_folder,
 };
-pub use open::open;
+pub use open::{open, open_to_run};
 pub use packed::{PackError, PackedLayout, PackedScheme, Runtime, runtime_limits};
 pub use write::{WriteOptions, Written};

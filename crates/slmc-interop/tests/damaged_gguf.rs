@@ -9,7 +9,7 @@ use slmc_formats::{
     GgufHeader, GgufWriter,
     gguf::{Array, PlannedTensor, Value},
 };
-use slmc_interop::{WriteOptions, open, write_gguf};
+use slmc_interop::{WriteOptions, open, open_to_run, write_gguf};
 use slmc_ir::{Family, Format, RopeScaling, SilentHost};
 
 type Metadata = Vec<(String, Value)>;
@@ -41,6 +41,7 @@ fn check(family: Family, edit: impl FnOnce(&mut Metadata, &mut Tensors), expecte
     let path = folder.path().join("model.gguf");
     write(family, &path, edit);
     let message = open(&path).map(|_| ()).unwrap_err().to_string();
+    assert_eq!(open_to_run(&path).map(|_| ()).unwrap_err().to_string(), message);
     for part in expected {
         assert!(message.contains(part), "`{part}` is not in: {message}");
     }

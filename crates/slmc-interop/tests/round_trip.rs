@@ -10,7 +10,7 @@ use slmc_formats::{
     GgufHeader, GgufWriter,
     gguf::{Array, PlannedTensor, Value},
 };
-use slmc_interop::{Encoded, WriteOptions, Written, open, write_gguf, write_hf_folder};
+use slmc_interop::{Encoded, WriteOptions, Written, open, open_to_run, write_gguf, write_hf_folder};
 use slmc_ir::{
     Checkpoint, Family, Format, Lineage, MemorySource, ModelSpec, Role, SilentHost, Step, TensorKey,
     WeightSource as _,
@@ -42,6 +42,21 @@ fn every_family_through_gguf_and_folder_and_back() {
         assert_same_weights(&original, &from_folder);
         to_gguf(&from_folder, &at("2.gguf"));
         assert!(fs::read(at("1.gguf")).unwrap() == fs::read(at("2.gguf")).unwrap(), "{:?}", original.spec());
+    }
+}
+
+#[test]
+fn what_is_opened_to_run_lacks_extras_alone() {
+    for spec in every_spec() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        to_gguf(&checkpoint(spec, Some(bpe())), &path);
+        let (all, to_run) = (open(&path).unwrap(), open_to_run(&path).unwrap());
+        assert_same_weights(&all, &to_run);
+        let text = |checkpoint: &Checkpoint| checkpoint.tokenizer.as_ref().map(|files| files.json.clone());
+        assert_eq!(text(&all), text(&to_run));
+        assert_eq!(all.lineage, to_run.lineage);
+        assert!(!all.extras.is_empty() && to_run.extras.is_empty());
     }
 }
 

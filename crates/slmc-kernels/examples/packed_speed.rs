@@ -98,7 +98,8 @@ fn matrix(format: Format, [rows, columns]: [usize; 2], store: &Store) -> PackedM
     let n_bytes = Weight::bytes_for(&[rows, columns], format).expect("a small matrix");
     // As scales, these bytes are small normal numbers in every float format.
     let weight = Weight::new(vec![rows, columns], format, vec![0x11; n_bytes].into());
-    PackedMatrix::new_in(&weight.expect("as many bytes as asked for"), store).expect("a small matrix")
+    let weight = weight.expect("as many bytes as asked for");
+    PackedMatrix::stacked(&[weight], Some(store)).expect("a small matrix")
 }
 
 /// Bytes a second with one row, products a second with many, and the kernel's name.

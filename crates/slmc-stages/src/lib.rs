@@ -34,7 +34,7 @@ pub use export::{Target, write_checkpoint};
 pub use keeping::Keeping;
 pub use lora::{MergeReport, Preview, held_out_batches, merge_adapter, preview};
 pub use onnx::{Agreement, export_onnx};
-pub use open::{artefact_of, fingerprint_of, open_model, outline_of};
+pub use open::{artefact_of, fingerprint_of, open_model, open_to_run, outline_of};
 pub use sample::{SampleSettings, WrittenText, sample_documents};
 
 use std::path::PathBuf;

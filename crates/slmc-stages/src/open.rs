@@ -17,6 +17,11 @@ pub fn open_model(path: &str) -> Result<Checkpoint, String> {
     slmc_interop::open(&artefact_of(path)?).map_err(|e| e.to_string())
 }
 
+/// As [`open_model`], sooner, for a model that is run and not written again.
+pub fn open_to_run(path: &str) -> Result<Checkpoint, String> {
+    slmc_interop::open_to_run(&artefact_of(path)?).map_err(|e| e.to_string())
+}
+
 /// The file or folder that a model's weights lie in: of a run, its last stage's artefact.
 pub fn artefact_of(path: &str) -> Result<PathBuf, String> {
     if path.starts_with("hf:") {

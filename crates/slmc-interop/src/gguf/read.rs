@@ -21,18 +21,19 @@ use super::{
 use crate::{
     error::{At as _, FieldError, OpenError, OpenFault, TensorError, shorten},
     names::{gguf_key, gguf_name},
+    open::Purpose,
     source::MappedSource,
     tokenizer::from_gguf::read_tokenizer,
 };
 
 /// Opens the file. Weights are mapped, not read.
-pub(crate) fn open_gguf(path: &Path) -> Result<Checkpoint, OpenError> {
+pub(crate) fn open_gguf(path: &Path, purpose: Purpose) -> Result<Checkpoint, OpenError> {
     let file = map_file(path).at(path)?;
     let header = GgufHeader::parse(&file).at(path)?;
-    open_parsed(&file, &header).map_err(|fault| fault.at(path))
+    open_parsed(&file, &header, purpose).map_err(|fault| fault.at(path))
 }
 
-fn open_parsed(file: &Bytes, header: &GgufHeader) -> Result<Checkpoint, OpenFault> {
+fn open_parsed(file: &Bytes, header: &GgufHeader, purpose: Purpose) -> Result<Checkpoint, OpenFault> {
     let row = read_family(header)?;
     let unscaled = read_spec(header, row, None)?;
     let freqs = if row.gguf_rope_factors { read_rope_freqs(file, header)? } else { None };
@@ -53,6 +54,9 @@ fn open_parsed(file: &Bytes, header: &GgufHeader) -> Result<Checkpoint, OpenFaul
         extras: Extras::new(),
         lineage: read_lineage(header)?,
     };
+    if purpose == Purpose::Run {
+        return Ok(checkpoint);
+    }
     let derived = derive(&checkpoint, &formats, None)?;
     let mut extra = Map::new();
     extra.insert("metadata".to_owned(), remember(&header.metadata, &derived));

@@ -1,7 +1,7 @@
 //! SentencePiece BPE, GGUF's `llama`: spaces are `▁`, scores order the merges, bytes stand in for characters
 //! without a token.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use serde_json::{Value as Json, json};
 use slmc_formats::gguf::{Array, Value};
@@ -12,7 +12,7 @@ use super::{
     build::{Parts, tokenizer_json},
     json::TokenizerJson,
     keys, kinds, padding_token,
-    vocabulary::{Token, check_merge, ids_of, tokens_by_id},
+    vocabulary::{Ids, Token, check_merge, ids_of, tokens_by_id},
 };
 use crate::error::{TokenizerError, shown};
 
@@ -69,7 +69,7 @@ fn is_byte_token(token: &str) -> bool {
 
 /// Every way to make a normal token of two others, best score first (transformers
 /// `convert_slow_tokenizer.generate_merges`).
-fn merges_of(tokens: &[Token], scores: &[f32], ids: &HashMap<&str, usize>) -> Vec<String> {
+fn merges_of(tokens: &[Token], scores: &[f32], ids: &Ids<'_>) -> Vec<String> {
     struct Candidate<'a> {
         score: f32,
         left: &'a str,
@@ -162,11 +162,8 @@ pub(crate) fn to_metadata(
 }
 
 /// The score of each token that a merge makes: 0 for the first, and one less for each that comes after.
-fn scores_of_merges(
-    json: &TokenizerJson,
-    ids: &HashMap<&str, usize>,
-) -> Result<HashMap<usize, f32>, TokenizerError> {
-    let mut scores = HashMap::new();
+fn scores_of_merges(json: &TokenizerJson, ids: &Ids<'_>) -> Result<BTreeMap<usize, f32>, TokenizerError> {
+    let mut scores = BTreeMap::new();
     let mut union = String::new();
     for (index, merge) in json.model.merges.iter().enumerate() {
         check_merge(ids, index, &merge.0, &merge.1, &mut union)?;

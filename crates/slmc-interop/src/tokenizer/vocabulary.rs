@@ -5,6 +5,10 @@ use std::collections::HashMap;
 use super::{json::TokenizerJson, kinds};
 use crate::error::{TokenizerError, shorten};
 
+/// Ids by token. Hundreds of thousands are looked up whenever a model is opened, so the hash is a fast one; it is seeded anew in
+/// every process, so that no file can be made to collide.
+pub(crate) type Ids<'a> = HashMap<&'a str, usize, foldhash::fast::RandomState>;
+
 /// One token of a vocabulary.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Token {
@@ -50,8 +54,8 @@ pub(crate) fn tokens_by_id(
 pub(crate) fn ids_of<'a>(
     tokens: impl Iterator<Item = (usize, &'a str)>,
     capacity: usize,
-) -> Result<HashMap<&'a str, usize>, TokenizerError> {
-    let mut ids = HashMap::with_capacity(capacity);
+) -> Result<Ids<'a>, TokenizerError> {
+    let mut ids = Ids::with_capacity_and_hasher(capacity, foldhash::fast::RandomState::default());
     for (second, token) in tokens {
         if let Some(first) = ids.insert(token, second) {
             return Err(TokenizerError::Duplicate { token: shorten(token), first, second });
@@ -62,7 +66,7 @@ pub(crate) fn ids_of<'a>(
 
 /// Proves that a merge's two tokens and their union are in the vocabulary.
 pub(crate) fn check_merge(
-    ids: &HashMap<&str, usize>,
+    ids: &Ids<'_>,
     index: usize,
     left: &str,
     right: &str,

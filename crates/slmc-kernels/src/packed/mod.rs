@@ -14,6 +14,7 @@ mod int8;
 #[cfg(target_arch = "x86_64")]
 mod int8_tiles;
 mod k_layout;
+mod lay_out;
 mod layout;
 mod out;
 mod peak;
@@ -25,9 +26,8 @@ mod tests;
 
 use std::ops::Range;
 
-use rayon::prelude::*;
 use slmc_blocks::{BlockError, decode};
-use slmc_ir::{Format, Weight, WeightError};
+use slmc_ir::{Format, Weight};
 
 pub use activations::{Activations, HalfKernels, Precision};
 pub use aligned::Store;
@@ -77,15 +77,19 @@ impl PackedMatrix {
     /// # Errors
     /// When laid out it would not fit the address space.
     pub fn new(weight: &Weight) -> Result<Self, BlockError> {
-        Self::lay_out(weight, None)
+        Self::stacked(std::slice::from_ref(weight), None)
     }
 
-    /// As [`PackedMatrix::new`], in memory that many matrices share. In memory of its own when there is no room.
+    /// As [`PackedMatrix::new`], of matrices of one format and as many columns, one under the other: in memory that many share,
+    /// or in memory of its own when there is none or it has no room.
     ///
     /// # Errors
-    /// When laid out it would not fit the address space.
-    pub fn new_in(weight: &Weight, store: &Store) -> Result<Self, BlockError> {
-        Self::lay_out(weight, Some(store))
+    /// When laid out they would not fit the address space.
+    ///
+    /// # Panics
+    /// When there is none, or they are not of one format and width.
+    pub fn stacked(weights: &[Weight], store: Option<&Store>) -> Result<Self, BlockError> {
+        lay_out::lay_out(weights, store)
     }
 
     /// Bytes that a matrix takes of a [`Store`], at most; nothing when they are more than can be counted.
@@ -98,39 +102,6 @@ impl PackedMatrix {
         };
         // Two planes, each rounded up to a cache line.
         n_tiles.checked_mul(n_units)?.checked_mul(unit_bytes)?.checked_add(128)
-    }
-
-    fn lay_out(weight: &Weight, store: Option<&Store>) -> Result<Self, BlockError> {
-        let (format, n_rows, n_columns) = (weight.format(), weight.n_rows(), weight.n_columns());
-        let too_large = || WeightError::TooLarge(weight.shape().to_vec());
-        let n_tiles = n_rows.div_ceil(ROWS);
-        let row_bytes = weight.bytes().len() / n_rows.max(1);
-        let rows = weight.bytes().par_chunks((ROWS * row_bytes).max(1));
-        let storage = if let Some([level_bytes, scale_bytes, unit]) = select::sizes(format) {
-            let n_blocks = n_columns / layout::BLOCK;
-            let [level_bytes, scale_bytes] = [n_blocks * level_bytes, n_blocks / unit * scale_bytes];
-            let levels = AlignedBytes::new(n_tiles, level_bytes, store, |levels| {
-                let tiles = levels.par_chunks_exact_mut(level_bytes.max(1));
-                rows.clone()
-                    .zip(tiles)
-                    .for_each(|(rows, tile)| select::put_levels(format, rows, row_bytes, tile));
-            });
-            let scales = AlignedBytes::new(n_tiles, scale_bytes, store, |scales| {
-                let tiles = scales.par_chunks_exact_mut(scale_bytes.max(1));
-                rows.zip(tiles).for_each(|(rows, tile)| select::put_scales(format, rows, row_bytes, tile));
-            });
-            Storage::Levels { levels: levels.ok_or_else(too_large)?, scales: scales.ok_or_else(too_large)? }
-        } else if let Some(column_bytes) = float::float_bytes(format) {
-            let tile_bytes = n_columns.checked_mul(column_bytes).ok_or_else(too_large)?;
-            let tiles = AlignedBytes::new(n_tiles, tile_bytes, store, |tiles| {
-                let tiles = tiles.par_chunks_exact_mut(tile_bytes.max(1));
-                rows.zip(tiles).for_each(|(rows, tile)| put_floats(rows, n_columns, tile));
-            });
-            Storage::Floats(tiles.ok_or_else(too_large)?)
-        } else {
-            Storage::Stored(weight.clone())
-        };
-        Ok(Self { storage, format, n_rows, n_columns })
     }
 
     /// Rows: output features.
@@ -246,16 +217,6 @@ impl PackedMatrix {
         let Storage::Floats(tiles) = &self.storage else { return None };
         let n = self.n_columns * ROWS * self.format.block_bytes();
         Some((self.format, &tiles.as_slice()[tile * n..(tile + 1) * n]))
-    }
-}
-
-/// Interleaves up to sixteen rows of plain floats.
-fn put_floats(rows: &[u8], n_columns: usize, tile: &mut [u8]) {
-    let bytes = tile.len() / n_columns.max(1) / ROWS;
-    for (i, row) in rows.chunks_exact((n_columns * bytes).max(1)).enumerate() {
-        for (number, column) in row.chunks_exact(bytes).zip(tile.chunks_exact_mut(ROWS * bytes)) {
-            column[i * bytes..(i + 1) * bytes].copy_from_slice(number);
-        }
     }
 }
 

@@ -120,29 +120,29 @@ pub(super) fn sizes(format: Format) -> Option<[usize; 3]> {
 }
 
 /// Lays out the levels of one tile's rows.
-pub(super) fn put_levels(format: Format, rows: &[u8], row_bytes: usize, tile: &mut [u8]) {
-    fn put<L: Layout>(rows: &[u8], row_bytes: usize, tile: &mut [u8]) {
-        for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {
+pub(super) fn put_levels<'a>(format: Format, rows: impl Iterator<Item = &'a [u8]>, tile: &mut [u8]) {
+    fn put<'a, L: Layout>(rows: impl Iterator<Item = &'a [u8]>, tile: &mut [u8]) {
+        for (row, bytes) in rows.enumerate() {
             let units = bytes.chunks_exact(L::FORMAT.block_bytes());
             for (unit, levels) in units.zip(tile.chunks_exact_mut(L::UNIT * L::LEVELS)) {
                 L::put_levels(unit, row, levels);
             }
         }
     }
-    with_layout!(format, L => put::<L>(rows, row_bytes, tile), else unreachable!("only formats with a layout"));
+    with_layout!(format, L => put::<L>(rows, tile), else unreachable!("only formats with a layout"));
 }
 
 /// Lays out the scales of one tile's rows.
-pub(super) fn put_scales(format: Format, rows: &[u8], row_bytes: usize, tile: &mut [u8]) {
-    fn put<L: Layout>(rows: &[u8], row_bytes: usize, tile: &mut [u8]) {
-        for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {
+pub(super) fn put_scales<'a>(format: Format, rows: impl Iterator<Item = &'a [u8]>, tile: &mut [u8]) {
+    fn put<'a, L: Layout>(rows: impl Iterator<Item = &'a [u8]>, tile: &mut [u8]) {
+        for (row, bytes) in rows.enumerate() {
             let units = bytes.chunks_exact(L::FORMAT.block_bytes());
             for (unit, scales) in units.zip(tile.chunks_exact_mut(L::SCALES)) {
                 L::put_scales(unit, row, scales);
             }
         }
     }
-    with_layout!(format, L => put::<L>(rows, row_bytes, tile), else unreachable!("only formats with a layout"));
+    with_layout!(format, L => put::<L>(rows, tile), else unreachable!("only formats with a layout"));
 }
 
 /// Units of a row from `first_unit` on, in the format's own bytes.

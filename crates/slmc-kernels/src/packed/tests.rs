@@ -1,7 +1,7 @@
 use slmc_blocks::{decode_weight, f16_to_f32, f32_to_f16};
 use slmc_ir::{Format, Weight};
 
-use super::{Activations, HalfKernels, PackedMatrix, Precision, products_on, reference, select::Isa};
+use super::{Activations, HalfKernels, PackedMatrix, Precision, Store, products_on, reference, select::Isa};
 use crate::{Team, Update, testing::numbers};
 
 /// Formats whose levels are multiplied with int8 activations.
@@ -306,6 +306,27 @@ fn several_products_at_once_are_each_alone_on_any_team() {
                 .collect();
             super::products(&mut pairs, &x, &team);
             assert_eq!(together, alone);
+        }
+    }
+}
+
+#[test]
+fn matrices_laid_out_together_are_one_matrix() {
+    let team = Team::new(2).unwrap();
+    // In and out of a store, rows that do and do not fill tiles, and a matrix without rows.
+    let store = Store::new(1 << 20).unwrap();
+    for format in LEVELS.into_iter().chain([Format::F16, Format::Q3K]) {
+        let n_columns = 2 * format.block_weights().max(32);
+        let weights = [16, 7, 0, 30].map(|n_rows| any_weight(format, n_rows, n_columns, n_rows as u64));
+        let joined = weights.iter().flat_map(|weight| weight.bytes().to_vec()).collect::<Vec<u8>>();
+        let joined =
+            PackedMatrix::new(&Weight::new(vec![53, n_columns], format, joined.into()).unwrap()).unwrap();
+        let x = activations(&numbers(3 * n_columns, 23), n_columns, Precision::Int8);
+        let expected = product_of(Isa::best(), &joined, &x, &team);
+        for store in [None, Some(&store)] {
+            let stacked = PackedMatrix::stacked(&weights, store).unwrap();
+            assert_eq!((stacked.n_rows(), stacked.n_bytes()), (53, joined.n_bytes()));
+            assert_eq!(bits(&product_of(Isa::best(), &stacked, &x, &team)), bits(&expected), "{format}");
         }
     }
 }

@@ -1,0 +1,99 @@
+//! From rows as they are stored to tiles of sixteen.
+
+use rayon::prelude::*;
+use slmc_blocks::BlockError;
+use slmc_ir::{Format, Weight, WeightError};
+
+use super::{PackedMatrix, ROWS, Storage, Store, aligned::AlignedBytes, float, layout, select};
+
+/// Lays out matrices of one format and as many columns, one under the other.
+pub(super) fn lay_out(weights: &[Weight], store: Option<&Store>) -> Result<PackedMatrix, BlockError> {
+    let rows = Rows::of(weights);
+    let Rows { format, n_rows, n_columns, .. } = rows;
+    let too_large = || WeightError::TooLarge(vec![n_rows, n_columns]);
+    let n_tiles = n_rows.div_ceil(ROWS);
+    let storage = if let Some([level_bytes, scale_bytes, unit]) = select::sizes(format) {
+        let n_blocks = n_columns / layout::BLOCK;
+        let [level_bytes, scale_bytes] = [n_blocks * level_bytes, n_blocks / unit * scale_bytes];
+        let levels = AlignedBytes::new(n_tiles, level_bytes, store, |levels| {
+            let tiles = levels.par_chunks_exact_mut(level_bytes.max(1)).enumerate();
+            tiles.for_each(|(i, tile)| select::put_levels(format, rows.tile(i), tile));
+        });
+        let scales = AlignedBytes::new(n_tiles, scale_bytes, store, |scales| {
+            let tiles = scales.par_chunks_exact_mut(scale_bytes.max(1)).enumerate();
+            tiles.for_each(|(i, tile)| select::put_scales(format, rows.tile(i), tile));
+        });
+        Storage::Levels { levels: levels.ok_or_else(too_large)?, scales: scales.ok_or_else(too_large)? }
+    } else if let Some(column_bytes) = float::float_bytes(format) {
+        let tile_bytes = n_columns.checked_mul(column_bytes).ok_or_else(too_large)?;
+        let tiles = AlignedBytes::new(n_tiles, tile_bytes, store, |tiles| {
+            let tiles = tiles.par_chunks_exact_mut(tile_bytes.max(1)).enumerate();
+            tiles.for_each(|(i, tile)| put_floats(rows.tile(i), n_columns, tile));
+        });
+        Storage::Floats(tiles.ok_or_else(too_large)?)
+    } else {
+        Storage::Stored(joined(weights)?)
+    };
+    Ok(PackedMatrix { storage, format, n_rows, n_columns })
+}
+
+/// Rows of several matrices, numbered through.
+struct Rows<'a> {
+    weights: &'a [Weight],
+    format: Format,
+    n_rows: usize,
+    n_columns: usize,
+    row_bytes: usize,
+}
+
+impl<'a> Rows<'a> {
+    fn of(weights: &'a [Weight]) -> Self {
+        let [first, others @ ..] = weights else { panic!("at least one matrix is laid out") };
+        let (format, n_columns) = (first.format(), first.n_columns());
+        for other in others {
+            assert_eq!(
+                (other.format(), other.n_columns()),
+                (format, n_columns),
+                "matrices that lie together"
+            );
+        }
+        let n_rows = weights.iter().map(Weight::n_rows).sum();
+        let row_bytes = format.bytes_for(n_columns).expect("a weight's rows are whole blocks");
+        Self { weights, format, n_rows, n_columns, row_bytes }
+    }
+
+    /// The rows of a tile: sixteen, fewer in the last.
+    fn tile(&self, tile: usize) -> impl Iterator<Item = &'a [u8]> {
+        let (weights, row_bytes) = (self.weights, self.row_bytes);
+        let (mut which, mut row) = (0, tile * ROWS);
+        std::iter::from_fn(move || {
+            while row >= weights.get(which)?.n_rows() {
+                row -= weights[which].n_rows();
+                which += 1;
+            }
+            let bytes = &weights[which].bytes()[row * row_bytes..(row + 1) * row_bytes];
+            row += 1;
+            Some(bytes)
+        })
+        .take(ROWS)
+    }
+}
+
+fn joined(weights: &[Weight]) -> Result<Weight, WeightError> {
+    if let [one] = weights {
+        return Ok(one.clone());
+    }
+    let rows = Rows::of(weights);
+    let parts: Vec<&[u8]> = weights.iter().map(|weight| &weight.bytes()[..]).collect();
+    Weight::new(vec![rows.n_rows, rows.n_columns], rows.format, parts.concat().into())
+}
+
+/// Interleaves up to sixteen rows of plain floats.
+fn put_floats<'a>(rows: impl Iterator<Item = &'a [u8]>, n_columns: usize, tile: &mut [u8]) {
+    let bytes = tile.len() / n_columns.max(1) / ROWS;
+    for (i, row) in rows.enumerate() {
+        for (number, column) in row.chunks_exact(bytes).zip(tile.chunks_exact_mut(ROWS * bytes)) {
+            column[i * bytes..(i + 1) * bytes].copy_from_slice(number);
+        }
+    }
+}
