@@ -83,10 +83,16 @@ fn an_adapter_killed_and_resumed_has_the_same_bytes() {
 
 #[test]
 fn a_rounded_base_is_merged_both_ways_and_the_better_kept() {
-    let folder = tempfile::tempdir().unwrap();
-    let data = text(&questions(folder.path()));
-    let (adapter, merged) = (folder.path().join("adapter"), folder.path().join("merged"));
-    let trained = run_json(train(folder.path(), &adapter, &["--base-format", "q4_0", "--eval-data", &data]));
+    for format in ["q4_0", "iq4_nl", "nf4"] {
+        let folder = tempfile::tempdir().unwrap();
+        merged_both_ways(folder.path(), format);
+    }
+}
+
+fn merged_both_ways(folder: &Path, format: &str) {
+    let data = text(&questions(folder));
+    let (adapter, merged) = (folder.join("adapter"), folder.join("merged"));
+    let trained = run_json(train(folder, &adapter, &["--base-format", format, "--eval-data", &data]));
     let held_out = &trained["report"]["held_out"];
     assert!(held_out["interval"][1].as_f64().unwrap() < 0.0, "{held_out}");
     let arguments =
@@ -97,9 +103,9 @@ fn a_rounded_base_is_merged_both_ways_and_the_better_kept() {
     let figure = |name: &str| found["merge"][name].as_f64().unwrap_or_else(|| panic!("{name}: {found}"));
     let (stored, rounded) = (figure("stored_nll"), figure("rounded_nll"));
     assert!(stored < figure("base_nll") && rounded < figure("base_nll"), "{found}");
-    assert_eq!(found["merge"]["kept"], if rounded < stored { "q4_0" } else { "as stored" });
+    assert_eq!(found["merge"]["kept"], if rounded < stored { format } else { "as stored" });
     // The merged model is a model like any other.
-    let packed = text(&folder.path().join("packed.gguf"));
+    let packed = text(&folder.join("packed.gguf"));
     let output = run(["quantize", &text(&merged), "--format", "q4_0", "--out", &packed]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
 }
@@ -169,8 +175,8 @@ fn what_cannot_be_done_is_said() {
     questions(folder.path());
     let out = folder.path().join("out");
     let with = |more: &[&str]| train(folder.path(), &out, more);
-    check_refused(with(&["--base-format", "nf4"]), "q4_0");
-    check_refused(with(&["--base-format", "iq4_nl"]), "q4_0");
+    check_refused(with(&["--base-format", "nf5"]), "q4_0, iq4_nl or nf4");
+    check_refused(with(&["--base-format", "f16"]), "q4_0, iq4_nl or nf4");
     check_refused(with(&["--target", "q,everything"]), "target `everything`");
     check_refused(with(&["--alpha", "0"]), "alpha");
     check_refused(with(&["--resume"]), "nothing to resume");

@@ -59,7 +59,7 @@ pub struct LoraTrainArgs {
     /// Projections that get factors: all-linear, or some of q,k,v,o,gate,up,down [default: all-linear]
     #[arg(long, value_name = "T")]
     pub target: Option<String>,
-    /// Round the frozen projections to this format in memory: q4_0 (q4_1, q5_0, q5_1, q8_0)
+    /// Round the frozen projections to this format in memory: q4_0, iq4_nl, nf4 (q4_1, q5_0, q5_1, q8_0 …)
     #[arg(long, value_name = "F")]
     pub base_format: Option<String>,
     /// Show documents as they would be learnt from, what counts between ⟦ and ⟧, and train nothing

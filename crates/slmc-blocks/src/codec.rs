@@ -7,7 +7,7 @@ use crate::{
     BlockError,
     block::{BlockFormat, EncodeBlock},
     fit::FitBlock,
-    float, iq4, mxfp4,
+    float, iq4, mxfp4, nf4,
     parts::{MAX_BLOCK, Parts},
     q2_k, q3_k, q4, q4_k, q5, q6_k, q8,
     widest::widest,
@@ -51,7 +51,7 @@ pub fn decode_weight(weight: &Weight) -> Result<Vec<f32>, BlockError> {
 /// Encodes `weights` into `bytes`, any number of whole blocks, rounding to nearest.
 ///
 /// For Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 the bytes are those of ggml's `quantize_row_*_ref`, with the scale that just
-/// covers the block. The other formats have no such plain scale: theirs are searched for, as by
+/// covers the block, as NF4's does. The other formats have no such plain scale: theirs are searched for, as by
 /// [`encode_weighted`] without importances. Plain floats keep NaN and infinity.
 ///
 /// # Errors
@@ -76,10 +76,29 @@ pub fn encode(format: Format, weights: &[f32], bytes: &mut [u8]) -> Result<(), B
 /// # Errors
 /// As [`encode`], and [`BlockError::Weight`] when its rows are not whole blocks of the new format.
 pub fn encode_weight(weight: &Weight, format: Format) -> Result<Weight, BlockError> {
+    encode_pieces(weight, format, codec(format).encode)
+}
+
+/// As [`encode_weight`], but scales are searched for the least squared error, as by [`encode_weighted`] without importances.
+///
+/// # Errors
+/// As [`encode_weight`].
+pub fn fit_weight(weight: &Weight, format: Format) -> Result<Weight, BlockError> {
+    let Codec { encode, fit, .. } = codec(format);
+    encode_pieces(weight, format, |weights, bytes| match fit {
+        Some(fit) => fit(weights, Columns { importance: None, first: 0 }, bytes),
+        None => encode(weights, bytes),
+    })
+}
+
+fn encode_pieces(
+    weight: &Weight,
+    format: Format,
+    encode: impl Fn(&[f32], &mut [u8]) -> Option<Fault> + Sync,
+) -> Result<Weight, BlockError> {
     if weight.format() == format {
         return Ok(weight.clone());
     }
-    let encode = codec(format).encode;
     let decode = codec(weight.format()).decode;
     let mut bytes = vec![0; Weight::bytes_for(weight.shape(), format)?];
     let fault = weight
@@ -138,11 +157,6 @@ pub fn fit(format: Format, weights: &[f32], importance: Option<&[f32]>) -> Resul
     }
     encode_weighted(format, weights, importance, block)?;
     crate::parts::unpack(format, block)
-}
-
-/// Whether [`encode`] can write this format. It can write every one.
-pub fn can_encode(_format: Format) -> bool {
-    true
 }
 
 /// The first weight that is NaN or infinite, with its index in row order. Packed blocks are decoded only
@@ -211,6 +225,7 @@ fn codec(format: Format) -> Codec {
         Format::Iq4Nl => fitted_codec::<iq4::Iq4Nl>(),
         Format::Iq4Xs => fitted_codec::<iq4::Iq4Xs>(),
         Format::Mxfp4 => fitted_codec::<mxfp4::Mxfp4>(),
+        Format::Nf4 => block_codec::<nf4::Nf4>(),
     }
 }
 

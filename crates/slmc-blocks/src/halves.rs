@@ -20,7 +20,9 @@ impl BlockHalves {
     pub const fn of(format: Format) -> Option<Self> {
         let (scale, min) = match format {
             Format::F32 | Format::F16 | Format::Bf16 | Format::Mxfp4 => return None,
-            Format::Q4_0 | Format::Q5_0 | Format::Q8_0 | Format::Iq4Nl | Format::Iq4Xs => (0, None),
+            Format::Q4_0 | Format::Q5_0 | Format::Q8_0 | Format::Iq4Nl | Format::Iq4Xs | Format::Nf4 => {
+                (0, None)
+            }
             Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => (0, Some(2)),
             Format::Q2K => (80, Some(82)),
             Format::Q3K => (108, None),

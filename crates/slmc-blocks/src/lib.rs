@@ -23,6 +23,7 @@ mod iq4;
 mod k_scales;
 mod mxfp4;
 mod nbits;
+mod nf4;
 mod parts;
 mod q2_k;
 mod q3_k;
@@ -38,7 +39,7 @@ mod widest;
 
 pub use block::{BlockFormat, EncodeBlock};
 pub use codec::{
-    can_encode, decode, decode_weight, encode, encode_weight, encode_weighted, first_non_finite, fit,
+    decode, decode_weight, encode, encode_weight, encode_weighted, first_non_finite, fit, fit_weight,
 };
 pub use error::BlockError;
 pub use float::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
@@ -46,6 +47,7 @@ pub use halves::BlockHalves;
 pub use iq4::{Iq4Nl, Iq4Xs};
 pub use mxfp4::Mxfp4;
 pub use nbits::{NBits, has_nbits};
+pub use nf4::Nf4;
 pub use parts::{Grid, MAX_BLOCK, MAX_GROUPS, Parts, PartsLayout, pack, unpack};
 pub use q2_k::Q2K;
 pub use q3_k::Q3K;

@@ -6,8 +6,8 @@ use crate::{
     BlockError,
     block::PackBlock,
     float::f16_to_f32,
-    iq4, mxfp4, q2_k, q3_k, q4, q4_k, q5, q6_k, q8,
-    steps::{E2m1, Steps, Uneven, Uniform},
+    iq4, mxfp4, nf4, q2_k, q3_k, q4, q4_k, q5, q6_k, q8,
+    steps::{E2m1, NormalFloat, Steps, Uneven, Uniform},
 };
 
 /// Weights of the largest block.
@@ -83,6 +83,7 @@ impl PartsLayout {
             Format::Q5_1 => Self { has_min: true, ..uniform(Uniform::<0, 31>::TABLE) },
             Format::Iq4Nl => Self { is_uniform: false, ..uniform(Uneven::TABLE) },
             Format::Mxfp4 => Self { is_uniform: false, ..uniform(E2m1::TABLE) },
+            Format::Nf4 => Self { group: 64, is_uniform: false, ..uniform(NormalFloat::TABLE) },
             Format::Q2K => with_mins(16, 15, Uniform::<0, 3>::TABLE),
             Format::Q4K => with_mins(32, 63, Uniform::<0, 15>::TABLE),
             Format::Q5K => with_mins(32, 63, Uniform::<0, 31>::TABLE),
@@ -153,6 +154,7 @@ fn packing(format: Format) -> Result<Packing, BlockError> {
         Format::Iq4Nl => of::<iq4::Iq4Nl>(),
         Format::Iq4Xs => of::<iq4::Iq4Xs>(),
         Format::Mxfp4 => of::<mxfp4::Mxfp4>(),
+        Format::Nf4 => of::<nf4::Nf4>(),
     })
 }
 

@@ -35,13 +35,13 @@ pub(crate) fn signed_max(weights: &[f32; 32]) -> f32 {
 
 /// Largest magnitude of 32 numbers.
 #[inline(always)]
-pub(crate) fn abs_max(weights: &[f32; 32]) -> f32 {
+pub(crate) fn abs_max<const N: usize>(weights: &[f32; N]) -> f32 {
     let (low, high) = extremes(weights);
     if high > -low { high.abs() } else { low.abs() }
 }
 
 #[inline(always)]
-fn extremes(weights: &[f32; 32]) -> (f32, f32) {
+fn extremes<const N: usize>(weights: &[f32; N]) -> (f32, f32) {
     let (lanes, _) = weights.as_chunks::<8>();
     let (mut low, mut high) = (lanes[0], lanes[0]);
     for lane in &lanes[1..] {

@@ -66,6 +66,42 @@ impl Steps for Uneven {
     }
 }
 
+/// NormalFloat's steps (Dettmers et al. 2023, QLoRA, appendix E): about as many weights of a normal distribution fall to each.
+pub(crate) struct NormalFloat;
+
+impl Steps for NormalFloat {
+    const TABLE: &'static [f32] = &[
+        -1.0,
+        -0.696_192_8,
+        -0.525_073_05,
+        -0.394_917_5,
+        -0.284_441_38,
+        -0.184_773_43,
+        -0.091_050_036,
+        0.0,
+        0.079_580_3,
+        0.160_930_2,
+        0.246_112_3,
+        0.337_915_24,
+        0.440_709_83,
+        0.562_617,
+        0.722_956_84,
+        1.0,
+    ];
+    const FAR: f32 = -1.0;
+    const NEAR: f32 = 1.0;
+
+    #[inline(always)]
+    fn step(number: f32) -> f32 {
+        Self::TABLE[usize::from(Self::level(number))]
+    }
+
+    #[inline(always)]
+    fn level(number: f32) -> u8 {
+        Self::TABLE.windows(2).map(|pair| u8::from(number > (pair[0] + pair[1]) / 2.0)).sum()
+    }
+}
+
 /// The values of E2M1, doubled so that they are whole (`kvalues_mxfp4` in ggml).
 pub(crate) struct E2m1;
 

@@ -47,7 +47,7 @@ fn decodes_random_bytes_as_gguf_py_does() {
         assert_eq!(bits(&decoded), bits(&weights), "{format}");
         seen.push(format);
     }
-    assert_eq!(seen, Format::ALL, "the golden file covers every format");
+    assert_eq!(seen, Format::stored().collect::<Vec<_>>(), "the golden file covers every format");
 }
 
 #[test]

@@ -37,11 +37,13 @@ pub enum Format {
     #[serde(rename = "iq4_xs")]
     Iq4Xs,
     Mxfp4,
+    /// QLoRA's NormalFloat: in memory only, no file holds it.
+    Nf4,
 }
 
 impl Format {
     /// Every format, in the order of the enum.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::F32,
         Self::F16,
         Self::Bf16,
@@ -58,7 +60,13 @@ impl Format {
         Self::Iq4Nl,
         Self::Iq4Xs,
         Self::Mxfp4,
+        Self::Nf4,
     ];
+
+    /// Those that files hold, in the order of the enum.
+    pub fn stored() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(|format| format.is_stored())
+    }
 
     /// Lower-case name, as recipes and the command line write it: `q4_0`, `bf16`.
     pub const fn name(self) -> &'static str {
@@ -79,14 +87,16 @@ impl Format {
             Self::Iq4Nl => "iq4_nl",
             Self::Iq4Xs => "iq4_xs",
             Self::Mxfp4 => "mxfp4",
+            Self::Nf4 => "nf4",
         }
     }
 
-    /// Weights in one block: 1 for floats, 32 or 256 for packed formats. A row is a whole number of blocks.
+    /// Weights in one block: 1 for floats, 32, 64 or 256 for packed formats. A row is a whole number of blocks.
     pub const fn block_weights(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
             Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::Iq4Nl | Self::Mxfp4 => 32,
+            Self::Nf4 => 64,
             Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K | Self::Iq4Xs => 256,
         }
     }
@@ -100,7 +110,7 @@ impl Format {
             Self::Q4_1 => 20,
             Self::Q5_0 => 22,
             Self::Q5_1 => 24,
-            Self::Q8_0 => 34,
+            Self::Q8_0 | Self::Nf4 => 34,
             Self::Q2K => 84,
             Self::Q3K => 110,
             Self::Q4K => 144,
@@ -121,6 +131,11 @@ impl Format {
         matches!(self, Self::F32 | Self::F16 | Self::Bf16)
     }
 
+    /// Whether files hold it.
+    pub const fn is_stored(self) -> bool {
+        !matches!(self, Self::Nf4)
+    }
+
     /// Bytes of `n_weights` weights, or `None` when they are not whole blocks or the count overflows.
     pub fn bytes_for(self, n_weights: usize) -> Option<usize> {
         if !n_weights.is_multiple_of(self.block_weights()) {
@@ -133,7 +148,7 @@ impl Format {
 /// A format's name that slmc does not know.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "unknown format `{0}`: the formats are f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q2_k … q6_k iq4_nl iq4_xs mxfp4"
+    "unknown format `{0}`: the formats are f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q2_k … q6_k iq4_nl iq4_xs mxfp4 nf4"
 )]
 pub struct UnknownFormat(pub String);
 

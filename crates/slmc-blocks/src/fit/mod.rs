@@ -15,6 +15,7 @@ use crate::{
     float::f32_to_f16,
     iq4::{Iq4Nl, Iq4Xs},
     mxfp4::{Mxfp4, half_power},
+    nf4::Nf4,
     parts::Parts,
     q2_k::Q2K,
     q3_k::Q3K,
@@ -23,7 +24,7 @@ use crate::{
     q5::{Q5_0, Q5_1},
     q6_k::Q6K,
     q8::Q8_0,
-    steps::{E2m1, Steps, Uneven, Uniform},
+    steps::{E2m1, NormalFloat, Steps, Uneven, Uniform},
 };
 
 /// A block layout whose scales can be searched for.
@@ -47,10 +48,11 @@ macro_rules! fit_with {
 }
 
 fit_with! {
-    Q4_0: 32, fit_scaled::<Uniform<-8, 7>>;
-    Q5_0: 32, fit_scaled::<Uniform<-16, 15>>;
-    Q8_0: 32, fit_scaled::<Uniform<-128, 127>>;
-    Iq4Nl: 32, fit_scaled::<Uneven>;
+    Q4_0: 32, fit_scaled::<Uniform<-8, 7>, 32>;
+    Q5_0: 32, fit_scaled::<Uniform<-16, 15>, 32>;
+    Q8_0: 32, fit_scaled::<Uniform<-128, 127>, 32>;
+    Iq4Nl: 32, fit_scaled::<Uneven, 32>;
+    Nf4: 64, fit_scaled::<NormalFloat, 64>;
     Q4_1: 32, fit_affine::<15>;
     Q5_1: 32, fit_affine::<31>;
     Mxfp4: 32, fit_power;
@@ -62,16 +64,16 @@ fit_with! {
     Q5K: 256, k_affine::fit::<31, 32, 63>;
 }
 
-/// One scale for 32 weights.
+/// One scale for the block.
 #[inline(always)]
-fn fit_scaled<S: Steps>(weights: &[f32; 32], importance: &[f32; 32]) -> Parts {
-    let [plain, other_side] = scaled::plain_scales::<S, 32>(weights).map(f32_to_f16);
-    let searched = f32_to_f16(scaled::best_scale::<S, 32>(weights, importance));
+fn fit_scaled<S: Steps, const N: usize>(weights: &[f32; N], importance: &[f32; N]) -> Parts {
+    let [plain, other_side] = scaled::plain_scales::<S, N>(weights).map(f32_to_f16);
+    let searched = f32_to_f16(scaled::best_scale::<S, N>(weights, importance));
     let mut best = (plain, f32::INFINITY);
     // With many levels the rounding of the scale itself counts: its neighbours may be better.
     let neighbours = [searched, searched.wrapping_add(1), searched.wrapping_sub(1)];
     for scale in [plain, other_side].into_iter().chain(neighbours) {
-        let error = scaled::error::<S, 32>(weights, importance, crate::f16_to_f32(scale)).error;
+        let error = scaled::error::<S, N>(weights, importance, crate::f16_to_f32(scale)).error;
         if error < best.1 {
             best = (scale, error);
         }

@@ -67,6 +67,8 @@ pub enum TensorFault {
         "has ggml type {id} ({name}), which is not read; convert it to a type that is, such as Q8_0 or F16"
     )]
     Type { id: u32, name: &'static str },
+    #[error("is in {0}, which no file holds; write it in another format, such as q8_0 or f16")]
+    NotStored(Format),
     #[error("has rows of {columns} weights, not whole {format} blocks of {block}", block = format.block_weights())]
     PartialBlock { columns: u64, format: Format },
     #[error("begins at data offset {offset}, not a multiple of the alignment {alignment}")]

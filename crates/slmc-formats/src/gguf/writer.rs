@@ -123,7 +123,8 @@ fn encode_header(metadata: &[(String, Value)], tensors: &[PlannedTensor]) -> Res
         encode::string(name, &mut out);
         out.extend((dims.len() as u32).to_le_bytes());
         dims.iter().for_each(|dim| out.extend(dim.to_le_bytes()));
-        out.extend(ggml_type_of(*format).to_le_bytes());
+        let ggml_type = ggml_type_of(*format).ok_or_else(|| fault(TensorFault::NotStored(*format)))?;
+        out.extend(ggml_type.to_le_bytes());
         out.extend(offset.to_le_bytes());
         let n_bytes = super::header::bytes_of(dims, *format).map_err(fault)?;
         let end = offset.checked_add(n_bytes).and_then(|end| end.checked_next_multiple_of(alignment));

@@ -86,7 +86,10 @@ pub(crate) fn derive(
     for (key, value) in architecture(spec, row) {
         push(&format!("{}.{key}", row.gguf), value);
     }
-    push(FILE_TYPE_KEY, Value::U32(file_type_of(main_format(spec, formats))));
+    // A format without a number is refused when its tensors are planned.
+    if let Some(file_type) = file_type_of(main_format(spec, formats)) {
+        push(FILE_TYPE_KEY, Value::U32(file_type));
+    }
     if formats.iter().any(|(_, format)| !format.is_float()) {
         push("general.quantization_version", Value::U32(QUANTIZATION_VERSION));
     }

@@ -86,24 +86,11 @@ fn is_packed(checkpoint: &Checkpoint) -> bool {
     matrices.filter_map(|&key| weights.format(key).ok()).any(|format| !format.is_float())
 }
 
-/// The format of a frozen base: 4 bits a weight.
+/// The packed format of a frozen base.
 fn base_format(name: &str) -> Result<Format, String> {
-    let wrong =
-        || format!("base_format = \"{name}\": a frozen base is rounded to q4_0 (or q4_1, q5_0, q5_1, q8_0)");
-    match name {
-        "nf4" => Err("base_format = \"nf4\" is not there: use q4_0, whose blocks are as small".to_owned()),
-        "iq4_nl" => {
-            Err("base_format = \"iq4_nl\" can be read but not rounded to: give a base that is stored in it, \
-                         and no base_format, or use q4_0"
-                .to_owned())
-        }
-        _ => {
-            let format: Format = name.parse().map_err(|_| wrong())?;
-            let can =
-                matches!(format, Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::Q8_0);
-            if can { Ok(format) } else { Err(wrong()) }
-        }
-    }
+    name.parse().ok().filter(|format: &Format| !format.is_float()).ok_or_else(|| {
+        format!("base_format = \"{name}\": a frozen base is rounded to q4_0, iq4_nl or nf4 (or another packed format)")
+    })
 }
 
 impl Stage for Lora {

@@ -150,12 +150,11 @@ impl Quantize {
 
 fn writable(name: &str) -> Result<Format, String> {
     let format: Format = name.parse().map_err(|e: slmc_ir::UnknownFormat| e.to_string())?;
-    if slmc_blocks::can_encode(format) {
+    if format.is_stored() {
         return Ok(format);
     }
-    let known: Vec<&str> =
-        Format::ALL.into_iter().filter(|&f| slmc_blocks::can_encode(f)).map(Format::name).collect();
-    Err(format!("format `{name}` can be read but not made yet: the formats are {}", known.join(" ")))
+    let known: Vec<&str> = Format::stored().map(Format::name).collect();
+    Err(format!("format `{name}`: no file holds it; the formats are {}", known.join(" ")))
 }
 
 /// The format itself where rows are whole blocks of it; of those of 256, the nearest one of 32 with no fewer bits; else

@@ -8,7 +8,7 @@ use slmc_ir::{Format, Weight};
 /// The numbers that a packed format can hold; `None` for plain floats.
 pub fn grid_of(format: Format) -> Option<Grid> {
     Some(match format {
-        Format::F32 | Format::F16 | Format::Bf16 => return None,
+        Format::F32 | Format::F16 | Format::Bf16 | Format::Nf4 => return None,
         Format::Q4_0 => Grid::q4_0(),
         Format::Q4_1 => Grid::q4_1(),
         Format::Q5_0 => Grid::q5_0(),
