@@ -1,6 +1,6 @@
 //! The order in which columns are rounded, and how an error in one is made up for by those after it.
 
-use faer::{Mat, Par, linalg::triangular_inverse::invert_lower_triangular};
+use rayon::prelude::*;
 
 use super::{
     cholesky::{damped, of_the_reverse},
@@ -8,6 +8,9 @@ use super::{
     hessian::Hessian,
 };
 use crate::CompressError;
+
+/// Rows that are turned around at once: a cache line of f64 holds as many.
+const STRIP: usize = 8;
 
 /// The order of columns and the factor of the inverse Hessian (GPTQ, Frantar et al. 2022, arXiv:2210.17323,
 /// section 3.3, step 3): `H⁻¹ = Uᵀ U` with `U` upper triangular, columns in the order of rounding.
@@ -59,8 +62,11 @@ impl Factor {
             if i == j { entry + damping * mean + own } else { entry }
         };
         let (upper, damping) = damped(damping, |damping| inverse_factor(n, |i, j| at(damping, i, j)))?;
-        let hessian = (0..n * n).map(|place| at(damping, place / n, place % n) as f32).collect();
-        Ok(Self { order, upper, hessian, damping, lambda: damping * mean, n_dead })
+        let mut damped = vec![0.0; n * n];
+        damped.par_chunks_exact_mut(n.max(1)).enumerate().for_each(|(i, row)| {
+            row.iter_mut().enumerate().for_each(|(j, entry)| *entry = at(damping, i, j) as f32);
+        });
+        Ok(Self { order, upper, hessian: damped, damping, lambda: damping * mean, n_dead })
     }
 
     /// Columns of the layer.
@@ -97,19 +103,21 @@ fn order(diagonal: &[f32], grid: &Grid) -> Vec<usize> {
 
 /// `U`, or `None` when the matrix has no Cholesky factor. With the columns reversed, `H = L Lᵀ`; then the reversed
 /// `L⁻¹` is `U`.
-fn inverse_factor(n: usize, at: impl Fn(usize, usize) -> f64) -> Option<Vec<f32>> {
+fn inverse_factor(n: usize, at: impl Fn(usize, usize) -> f64 + Sync) -> Option<Vec<f32>> {
     let lower = of_the_reverse(n, at)?;
-    let mut inverse = Mat::zeros(n, n);
-    invert_lower_triangular(inverse.as_mut(), lower.as_ref(), Par::Seq);
+    let inverse = lower.inverse();
     // Of a wide layer each of these is half a gigabyte.
     drop(lower);
     let mut upper = vec![0.0; n * n];
-    for i in 0..n {
-        for j in i..n {
-            upper[i * n + j] = inverse[(n - 1 - i, n - 1 - j)] as f32;
+    // A strip of rows at a time: of each column of the inverse, what they hold lies together.
+    upper.par_chunks_mut((STRIP * n).max(1)).enumerate().for_each(|(strip, rows)| {
+        for j in strip * STRIP..n {
+            for (i, row) in (strip * STRIP..=j).zip(rows.chunks_exact_mut(n)) {
+                row[j] = inverse.at(n - 1 - i, n - 1 - j) as f32;
+            }
         }
-    }
-    let is_sound = upper.iter().all(|x| x.is_finite()) && (0..n).all(|i| upper[i * n + i] > 0.0);
+    });
+    let is_sound = upper.par_iter().all(|x| x.is_finite()) && (0..n).all(|i| upper[i * n + i] > 0.0);
     is_sound.then_some(upper)
 }
 

@@ -7,12 +7,12 @@
 //! that of `e = M δ` by the blocks of `D`: row by row `e` is rounded by `H` alone (both sides at once: YAQA, Tseng et al.
 //! 2025, arXiv:2505.22988, section 3.2).
 
-use faer::{Accum, Mat, MatMut, MatRef as FaerRef, Par, linalg::matmul::matmul};
+use faer::{Accum, MatMut, MatRef as FaerRef, Par, linalg::matmul::matmul};
 use ndarray::{Array2, Axis};
 use rayon::prelude::*;
 
 use super::{
-    cholesky::{damped, of_the_reverse},
+    cholesky::{Lower, damped, of_the_reverse},
     codes::Codes,
     factor::Factor,
     grid::Grid,
@@ -61,15 +61,17 @@ impl Outputs {
         let mut order: Vec<usize> = (0..n).collect();
         order.sort_by(|&a, &b| diagonal[b].total_cmp(&diagonal[a]).then(a.cmp(&b)));
         let mean = diagonal.iter().map(|&g| f64::from(g)).sum::<f64>() / n as f64;
-        let (upper, _) = damped(damping, |damping| {
-            upper_factor(n, |i, j| {
+        let (lower, _) = damped(damping, |damping| {
+            sound_factor(n, |i, j| {
                 let entry = f64::from(gradients.at(order[i], order[j]));
                 if i == j { entry + (damping * mean).max(1e-30) } else { entry }
             })
         })?;
+        // `U` upper triangular with G = U Uᵀ is the factor of the matrix turned around, turned around.
+        let upper = |i: usize, j: usize| lower.at(n - 1 - i, n - 1 - j);
         // One row after the other: G = Mᵀ D M with M[j][k] = U[k][j] / U[j][j] and D[j] = U[j][j]².
-        let own = |j: usize| upper[(j, j)] * upper[(j, j)];
-        let by_row = |j: usize, k: usize| upper[(k, j)] / upper[(j, j)];
+        let own = |j: usize| upper(j, j) * upper(j, j);
+        let by_row = |j: usize, k: usize| upper(k, j) / upper(j, j);
         let mut left = vec![0.0_f32; n * n];
         let mut weights = vec![0.0; n];
         for first in (0..n).step_by(n_block) {
@@ -154,12 +156,11 @@ impl Outputs {
     }
 }
 
-/// `U` upper triangular with `G = U Uᵀ`, or `None` where there is none: Cholesky's factor of the matrix turned around.
-fn upper_factor(n: usize, at: impl Fn(usize, usize) -> f64) -> Option<Mat<f64>> {
+/// The factor of the matrix turned around, or `None` where there is none that is of use.
+fn sound_factor(n: usize, at: impl Fn(usize, usize) -> f64 + Sync) -> Option<Lower> {
     let lower = of_the_reverse(n, at)?;
-    let upper = Mat::from_fn(n, n, |i, j| if i <= j { lower[(n - 1 - i, n - 1 - j)] } else { 0.0 });
-    let is_sound = (0..n).all(|i| upper[(i, i)] > 0.0 && (i..n).all(|j| upper[(i, j)].is_finite()));
-    is_sound.then_some(upper)
+    let is_sound = |j: usize| lower.at(j, j) > 0.0 && lower.column(j).iter().all(|x| x.is_finite());
+    (0..n).into_par_iter().all(is_sound).then_some(lower)
 }
 
 #[cfg(test)]
