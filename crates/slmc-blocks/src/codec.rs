@@ -76,29 +76,10 @@ pub fn encode(format: Format, weights: &[f32], bytes: &mut [u8]) -> Result<(), B
 /// # Errors
 /// As [`encode`], and [`BlockError::Weight`] when its rows are not whole blocks of the new format.
 pub fn encode_weight(weight: &Weight, format: Format) -> Result<Weight, BlockError> {
-    encode_pieces(weight, format, codec(format).encode)
-}
-
-/// As [`encode_weight`], but scales are searched for the least squared error, as by [`encode_weighted`] without importances.
-///
-/// # Errors
-/// As [`encode_weight`].
-pub fn fit_weight(weight: &Weight, format: Format) -> Result<Weight, BlockError> {
-    let Codec { encode, fit, .. } = codec(format);
-    encode_pieces(weight, format, |weights, bytes| match fit {
-        Some(fit) => fit(weights, Columns { importance: None, first: 0 }, bytes),
-        None => encode(weights, bytes),
-    })
-}
-
-fn encode_pieces(
-    weight: &Weight,
-    format: Format,
-    encode: impl Fn(&[f32], &mut [u8]) -> Option<Fault> + Sync,
-) -> Result<Weight, BlockError> {
     if weight.format() == format {
         return Ok(weight.clone());
     }
+    let encode = codec(format).encode;
     let decode = codec(weight.format()).decode;
     let mut bytes = vec![0; Weight::bytes_for(weight.shape(), format)?];
     let fault = weight

@@ -38,9 +38,7 @@ mod steps;
 mod widest;
 
 pub use block::{BlockFormat, EncodeBlock};
-pub use codec::{
-    decode, decode_weight, encode, encode_weight, encode_weighted, first_non_finite, fit, fit_weight,
-};
+pub use codec::{decode, decode_weight, encode, encode_weight, encode_weighted, first_non_finite, fit};
 pub use error::BlockError;
 pub use float::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 pub use halves::BlockHalves;

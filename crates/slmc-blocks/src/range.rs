@@ -33,7 +33,7 @@ pub(crate) fn signed_max(weights: &[f32; 32]) -> f32 {
     }
 }
 
-/// Largest magnitude of 32 numbers.
+/// Largest magnitude of some numbers.
 #[inline(always)]
 pub(crate) fn abs_max<const N: usize>(weights: &[f32; N]) -> f32 {
     let (low, high) = extremes(weights);

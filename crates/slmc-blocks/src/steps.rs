@@ -53,17 +53,29 @@ impl Steps for Uneven {
 
     #[inline(always)]
     fn step(number: f32) -> f32 {
-        let mut step = Self::TABLE[0];
-        for pair in Self::TABLE.windows(2) {
-            step += if number > (pair[0] + pair[1]) / 2.0 { pair[1] - pair[0] } else { 0.0 };
-        }
-        step
+        rising_step(Self::TABLE, number)
     }
 
     #[inline(always)]
     fn level(number: f32) -> u8 {
-        Self::TABLE.windows(2).map(|pair| u8::from(number > (pair[0] + pair[1]) / 2.0)).sum()
+        rising_level(Self::TABLE, number)
     }
+}
+
+/// The step of a rising table that is nearest to `number`.
+#[inline(always)]
+fn rising_step(table: &[f32], number: f32) -> f32 {
+    let mut step = table[0];
+    for pair in table.windows(2) {
+        step = if number > (pair[0] + pair[1]) / 2.0 { pair[1] } else { step };
+    }
+    step
+}
+
+/// Its place in the table.
+#[inline(always)]
+fn rising_level(table: &[f32], number: f32) -> u8 {
+    table.windows(2).map(|pair| u8::from(number > (pair[0] + pair[1]) / 2.0)).sum()
 }
 
 /// NormalFloat's steps (Dettmers et al. 2023, QLoRA, appendix E): about as many weights of a normal distribution fall to each.
@@ -93,12 +105,12 @@ impl Steps for NormalFloat {
 
     #[inline(always)]
     fn step(number: f32) -> f32 {
-        Self::TABLE[usize::from(Self::level(number))]
+        rising_step(Self::TABLE, number)
     }
 
     #[inline(always)]
     fn level(number: f32) -> u8 {
-        Self::TABLE.windows(2).map(|pair| u8::from(number > (pair[0] + pair[1]) / 2.0)).sum()
+        rising_level(Self::TABLE, number)
     }
 }
 

@@ -14,7 +14,8 @@ pub(crate) fn n_bytes(
     let mut n_bytes = vec![0; vocab_size];
     for (content, &id) in vocabulary {
         let n = if byte_level { content.chars().count() } else { n_bytes_sentencepiece(content) };
-        n_bytes[id as usize] = n as u32;
+        // A damaged vocabulary may have two words of one id.
+        n_bytes[id as usize] = n_bytes[id as usize].max(n as u32);
     }
     for (&id, token) in &tokenizer.get_added_tokens_decoder() {
         if let Some(n) = n_bytes.get_mut(id as usize) {

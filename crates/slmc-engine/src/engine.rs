@@ -29,8 +29,8 @@ pub enum Reading {
     /// In bf16 on a CPU that multiplies that in tiles: faster, and closer to the weights as they decode.
     #[default]
     Fastest,
-    /// In int8, but in bf16 on a CPU that multiplies that in tiles what attention takes, and what the MLP's last product takes of
-    /// formats of 32 weights: its numbers spread the widest, and a block of them in bytes rounds to the largest.
+    /// In int8, but in bf16 on a CPU that multiplies that in tiles what attention takes, and what the MLP's last product takes: its
+    /// numbers spread the widest, and a block of them in bytes rounds to the largest.
     InBytes,
     /// As those of written tokens: the same bits on every CPU.
     AsWritten,
@@ -44,8 +44,7 @@ impl EngineOptions {
     }
 
     /// Activations in int8 for the most part, as llama.cpp has them, whose perplexity it therefore gives: rounding to bytes costs a
-    /// few tenths of a percent, which bf16 does not. llama.cpp rounds what K formats take even more coarsely, so all of it stays
-    /// int8 there: between its figure and the weights' own. Cache in f16.
+    /// few tenths of a percent, which bf16 does not. Cache in f16.
     pub const fn in_bytes(n_threads: usize) -> Self {
         Self { reading: Reading::InBytes, ..Self::fast(n_threads) }
     }
@@ -145,12 +144,9 @@ impl Engine {
     }
 
     /// How what the MLP's last product takes of it is held.
-    pub(crate) fn reading_of_down(&self) -> Precision {
-        let matrices = || self.weights.blocks.iter().flat_map(|block| &block.down.matrices);
+    pub(crate) fn reading_for_down(&self) -> Precision {
         match (self.options.reading, self.attention()) {
-            (Reading::InBytes, Some(kernels)) if matrices().all(|m| m.format().block_weights() <= 32) => {
-                Precision::Half(kernels)
-            }
+            (Reading::InBytes, Some(kernels)) => Precision::Half(kernels),
             _ => self.reading(),
         }
     }

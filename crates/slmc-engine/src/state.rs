@@ -69,7 +69,7 @@ impl State {
             frequencies: spec.rope_frequencies(),
             stream_in: Input::new(engine.reading(), of_stream.chain([weights.head()])),
             mix_in: Input::new(engine.reading(), of_mix),
-            ffn_in: Input::new(engine.reading_of_down(), of_ffn),
+            ffn_in: Input::new(engine.reading_for_down(), of_ffn),
             logits: Lines::default(),
             pass: Pass::Write,
         };

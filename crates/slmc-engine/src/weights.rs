@@ -1,4 +1,4 @@
-//! A checkpoint's tensors, laid out for the kernels: a block at a time on each thread, so that the file's bytes and the layout
+//! A checkpoint's tensors, laid out for the kernels: a few blocks at a time, so that the file's bytes and the layout
 //! of only a few of them are in memory together. The pages of a mapped file go back to the system as each is laid out.
 
 use rayon::prelude::*;
@@ -88,13 +88,9 @@ impl Weights {
         spec.validate()?;
         let reader = Reader { source, spec, store: store_for(source)? };
         // Blocks apart from each other: threads that lay out one matrix wait for the same new pages.
-        let (embedding, blocks) = rayon::join(
-            || reader.matrix(TensorKey::model(Role::Embedding)),
-            || (0..spec.n_layers).into_par_iter().map(|index| reader.block(index)).collect::<Vec<_>>(),
-        );
-        let embedding = embedding?;
-        // The first fault in the order of the blocks, whichever was found first.
-        let blocks = blocks.into_iter().collect::<Result<_, _>>()?;
+        let (embedding, blocks) =
+            rayon::join(|| reader.matrix(TensorKey::model(Role::Embedding)), || reader.blocks());
+        let (embedding, blocks) = (embedding?, blocks?);
         let final_norm = reader.vector(TensorKey::model(Role::FinalNorm))?;
         let untied_head =
             if spec.tied_head { None } else { Some(reader.matrix(TensorKey::model(Role::Head))?) };
@@ -165,6 +161,19 @@ impl Reader<'_> {
         let matrix = PackedMatrix::stacked(weights, self.store.as_ref());
         weights.iter().for_each(|weight| slmc_formats::release(weight.bytes()));
         matrix.map_err(|source| EngineError::Block { key, source })
+    }
+
+    /// Some blocks at a time: a thread that waits for a part of one may begin another, and a source that computes its weights
+    /// holds those of all that are begun.
+    fn blocks(&self) -> Result<Vec<Block>, EngineError> {
+        let indices: Vec<usize> = (0..self.spec.n_layers).collect();
+        let mut blocks = Vec::with_capacity(indices.len());
+        for some in indices.chunks(2 * rayon::current_num_threads()) {
+            let laid_out: Vec<_> = some.par_iter().map(|&index| self.block(index)).collect();
+            // The first fault in the order of the blocks, whichever was found first.
+            blocks.extend(laid_out.into_iter().collect::<Result<Vec<_>, _>>()?);
+        }
+        Ok(blocks)
     }
 
     fn block(&self, index: usize) -> Result<Block, EngineError> {

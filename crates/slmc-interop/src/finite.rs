@@ -18,15 +18,10 @@ pub fn check_finite(key: TensorKey, weight: &Weight) -> Result<(), SourceError> 
 
 /// The weight in another format.
 pub(crate) fn convert(key: TensorKey, weight: &Weight, format: Format) -> Result<Weight, SourceError> {
-    encode_weight(weight, format).map_err(|error| fault(key, error))
-}
-
-/// What is wrong with a tensor that cannot be encoded.
-pub(crate) fn fault(key: TensorKey, error: BlockError) -> SourceError {
-    match error {
+    encode_weight(weight, format).map_err(|error| match error {
         BlockError::NotFinite { index, value, .. } => SourceError::NotFinite { key, index, value },
         other => SourceError::Other { key, message: other.to_string() },
-    }
+    })
 }
 
 /// The weight in the format in which it is written, proven finite. `name` is its name in the file.

@@ -34,7 +34,7 @@ pub fn open(path: &Path) -> Result<Checkpoint, OpenError> {
 }
 
 /// As [`open`], sooner: without what only a writer of the model asks for ([`Checkpoint::extras`] of a GGUF, which are what its
-/// metadata say beyond what follows from the model).
+/// metadata say beyond what follows from the model), and without finding out whether a tokenizer could be written again.
 ///
 /// # Errors
 /// As [`open`].

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// A storage format: plain floats, or blocks of packed levels with their scales.
 ///
-/// The layouts are ggml's (`ggml-common.h`); `slmc-blocks` encodes and decodes them.
+/// The layouts are ggml's (`ggml-common.h`), but for NF4, which is ours; `slmc-blocks` encodes and decodes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)] // the variants are the formats' own names
@@ -148,7 +148,7 @@ impl Format {
 /// A format's name that slmc does not know.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "unknown format `{0}`: the formats are f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q2_k … q6_k iq4_nl iq4_xs mxfp4 nf4"
+    "unknown format `{0}`: the formats are f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q2_k … q6_k iq4_nl iq4_xs mxfp4"
 )]
 pub struct UnknownFormat(pub String);
 

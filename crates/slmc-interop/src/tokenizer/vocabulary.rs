@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use super::{json::TokenizerJson, kinds};
 use crate::error::{TokenizerError, shorten};
 
-/// Ids by token. Hundreds of thousands are looked up whenever a model is opened, so the hash is a fast one; it is seeded anew in
-/// every process, so that no file can be made to collide.
+/// Ids by token. Hundreds of thousands are looked up whenever a model is opened, so the hash is a fast one, seeded anew in
+/// every process.
 pub(crate) type Ids<'a> = HashMap<&'a str, usize, foldhash::fast::RandomState>;
 
 /// One token of a vocabulary.

@@ -8,7 +8,7 @@ use super::{PackedMatrix, ROWS, Storage, Store, aligned::AlignedBytes, float, la
 
 /// Lays out matrices of one format and as many columns, one under the other.
 pub(super) fn lay_out(weights: &[Weight], store: Option<&Store>) -> Result<PackedMatrix, BlockError> {
-    let rows = Rows::of(weights);
+    let rows = Rows::of(weights)?;
     let Rows { format, n_rows, n_columns, .. } = rows;
     let too_large = || WeightError::TooLarge(vec![n_rows, n_columns]);
     let n_tiles = n_rows.div_ceil(ROWS);
@@ -32,7 +32,7 @@ pub(super) fn lay_out(weights: &[Weight], store: Option<&Store>) -> Result<Packe
         });
         Storage::Floats(tiles.ok_or_else(too_large)?)
     } else {
-        Storage::Stored(joined(weights)?)
+        Storage::Stored(joined(&rows)?)
     };
     Ok(PackedMatrix { storage, format, n_rows, n_columns })
 }
@@ -47,7 +47,7 @@ struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    fn of(weights: &'a [Weight]) -> Self {
+    fn of(weights: &'a [Weight]) -> Result<Self, WeightError> {
         let [first, others @ ..] = weights else { panic!("at least one matrix is laid out") };
         let (format, n_columns) = (first.format(), first.n_columns());
         for other in others {
@@ -58,8 +58,10 @@ impl<'a> Rows<'a> {
             );
         }
         let n_rows = weights.iter().map(Weight::n_rows).sum();
-        let row_bytes = format.bytes_for(n_columns).expect("a weight's rows are whole blocks");
-        Self { weights, format, n_rows, n_columns, row_bytes }
+        // Of a matrix without rows they may be longer than memory.
+        let row_bytes =
+            format.bytes_for(n_columns).ok_or_else(|| WeightError::TooLarge(vec![n_rows, n_columns]))?;
+        Ok(Self { weights, format, n_rows, n_columns, row_bytes })
     }
 
     /// The rows of a tile: sixteen, fewer in the last.
@@ -79,12 +81,11 @@ impl<'a> Rows<'a> {
     }
 }
 
-fn joined(weights: &[Weight]) -> Result<Weight, WeightError> {
-    if let [one] = weights {
+fn joined(rows: &Rows<'_>) -> Result<Weight, WeightError> {
+    if let [one] = rows.weights {
         return Ok(one.clone());
     }
-    let rows = Rows::of(weights);
-    let parts: Vec<&[u8]> = weights.iter().map(|weight| &weight.bytes()[..]).collect();
+    let parts: Vec<&[u8]> = rows.weights.iter().map(|weight| &weight.bytes()[..]).collect();
     Weight::new(vec![rows.n_rows, rows.n_columns], rows.format, parts.concat().into())
 }
 

@@ -42,7 +42,7 @@ enum Tensor {
 
 impl Frozen {
     /// Takes the tensors of a source as they are; with `format`, the projections' float matrices are first rounded to
-    /// it, with the scales of least squared error.
+    /// nearest in it.
     ///
     /// # Errors
     /// When the source lacks a tensor, holds a number that is not finite, or a matrix cannot be stored in `format`.
@@ -57,7 +57,7 @@ impl Frozen {
                 tensors[slot_of(key)] = Some(match (is_matrix, format) {
                     (false, _) => Tensor::Vector(decoded(key, &weight)?),
                     (true, Some(format)) if weight.format().is_float() => {
-                        let packed = slmc_blocks::fit_weight(&weight, format);
+                        let packed = slmc_blocks::encode_weight(&weight, format);
                         // The float's pages of a mapped file would stay in memory beside the blocks.
                         slmc_formats::release(weight.bytes());
                         Tensor::Matrix(packed.map_err(|source| LoadError::Decode { key, source })?)

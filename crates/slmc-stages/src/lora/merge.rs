@@ -74,7 +74,7 @@ fn rounded_base(base: &Checkpoint, format: Format) -> Result<Arc<dyn WeightSourc
         |key: &TensorKey| Adapter::ROLES.contains(&key.role) && key.part == slmc_ir::Part::Weight;
     let plan = outline.formats.into_iter().filter(|(key, stored)| is_projection(key) && stored.is_float());
     let plan = plan.map(|(key, _)| (key, format)).collect();
-    let encoded = Encoded::fitted(Arc::clone(&base.weights), plan);
+    let encoded = Encoded::new(Arc::clone(&base.weights), plan);
     Ok(Arc::new(encoded.map_err(|e| StageError::Input(e.to_string()))?))
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde_json::json;
 use slmc_data::Batch;
 use slmc_interop::{AdapterAbout, WriteOptions, roles_of_targets, write_adapter_folder, write_hf_folder};
-use slmc_ir::{Adapter, Checkpoint, Format, Outline, Role};
+use slmc_ir::{Adapter, Checkpoint, Format, Outline, Part, Role, TensorKey, Weight};
 use slmc_model::{Frozen, Products, fresh_adapter};
 use slmc_recipe::{Finished, LoraConfig, Rejection, Stage, StageContext, StageError};
 use slmc_train::{AdapterInputs, Outcome, Precision, TrainSettings, train_adapter};
@@ -108,6 +108,14 @@ impl Stage for Lora {
             return Err(Rejection(format!(
                 "seq_len = {seq_len} is more than the model's context of {context_len}"
             )));
+        }
+        if let Some(format) = self.base_format {
+            let is_projection =
+                |key: &TensorKey| Adapter::ROLES.contains(&key.role) && key.part == Part::Weight;
+            for key in TensorKey::all(&input.spec).into_iter().filter(is_projection) {
+                Weight::bytes_for(&key.shape(&input.spec), format)
+                    .map_err(|e| Rejection(format!("base_format = \"{format}\": {key}: {e}")))?;
+            }
         }
         Ok(Outline::of(input.spec.clone(), float_of(input), true))
     }
