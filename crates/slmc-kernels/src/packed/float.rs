@@ -20,6 +20,8 @@ use super::{
 pub(super) const PANEL_TILES: usize = 2;
 /// Columns of a panel: whole blocks of every format.
 const PANEL_COLUMNS: usize = 256;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 /// Tokens whose sums are in registers.
 const TOKENS: usize = 6;
 
@@ -136,7 +138,9 @@ pub(super) fn matmul<S: Simd>(
     for first in (0..matrix.n_columns()).step_by(PANEL_COLUMNS) {
         let columns = first..matrix.n_columns().min(first + PANEL_COLUMNS);
         fill(s, matrix, &mut panel, tiles.clone(), columns.clone()).expect("whole blocks of a matrix");
+        let mut coming = Coming::after(matrix, tiles.clone(), columns.end, tokens.len().div_ceil(TOKENS));
         for token in tokens.clone().step_by(TOKENS) {
+            coming.ask_for_some(s);
             let n_tokens = TOKENS.min(tokens.end - token);
             for (t, numbers) in numbers[..n_tokens].iter_mut().enumerate() {
                 x.dequantize(token + t, first, &mut numbers[..columns.len()]);
@@ -151,6 +155,37 @@ pub(super) fn matmul<S: Simd>(
             } else {
                 strip.add_all::<S, PANEL_TILES>(s, weights, 0, &numbers, n_tokens);
             }
+        }
+    }
+}
+
+/// The next panel's bytes of plain floats, asked for little by little while this one is used: they come from memory.
+struct Coming<'a> {
+    tiles: [&'a [u8]; PANEL_TILES],
+    /// Bytes of each tile that are asked for at once.
+    at_once: usize,
+}
+
+impl<'a> Coming<'a> {
+    fn after(matrix: &'a PackedMatrix, tiles: Range<usize>, column: usize, n_steps: usize) -> Self {
+        let n_columns = PANEL_COLUMNS.min(matrix.n_columns() - column);
+        let mut coming = Self { tiles: [&[]; PANEL_TILES], at_once: 0 };
+        for (to, tile) in coming.tiles.iter_mut().zip(tiles) {
+            if let Some((format, bytes)) = matrix.float_tile(tile) {
+                let column_bytes = ROWS * format.block_bytes();
+                *to = &bytes[column * column_bytes..(column + n_columns) * column_bytes];
+                coming.at_once = to.len().div_ceil(n_steps.max(1)).next_multiple_of(LINE);
+            }
+        }
+        coming
+    }
+
+    #[inline(always)]
+    fn ask_for_some<S: Simd>(&mut self, s: S) {
+        for tile in &mut self.tiles {
+            let (now, later) = tile.split_at(self.at_once.min(tile.len()));
+            now.chunks(LINE).for_each(|line| s.prefetch(line.as_ptr()));
+            *tile = later;
         }
     }
 }
