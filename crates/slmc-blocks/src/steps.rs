@@ -12,10 +12,21 @@ pub(crate) trait Steps {
     /// The step farthest from zero on the other side.
     const NEAR: f32;
 
-    /// The step nearest to `number`.
-    fn step(number: f32) -> f32;
+    /// The step nearest to `number`. As it stands, of a table that rises.
+    #[inline(always)]
+    fn step(number: f32) -> f32 {
+        let mut step = Self::TABLE[0];
+        for pair in Self::TABLE.windows(2) {
+            step = if number > (pair[0] + pair[1]) / 2.0 { pair[1] } else { step };
+        }
+        step
+    }
+
     /// The level of that step.
-    fn level(number: f32) -> u8;
+    #[inline(always)]
+    fn level(number: f32) -> u8 {
+        Self::TABLE.windows(2).map(|pair| u8::from(number > (pair[0] + pair[1]) / 2.0)).sum()
+    }
 }
 
 /// Whole numbers from `LOW` to `HIGH`.
@@ -50,32 +61,6 @@ impl Steps for Uneven {
     ];
     const FAR: f32 = -127.0;
     const NEAR: f32 = 113.0;
-
-    #[inline(always)]
-    fn step(number: f32) -> f32 {
-        rising_step(Self::TABLE, number)
-    }
-
-    #[inline(always)]
-    fn level(number: f32) -> u8 {
-        rising_level(Self::TABLE, number)
-    }
-}
-
-/// The step of a rising table that is nearest to `number`.
-#[inline(always)]
-fn rising_step(table: &[f32], number: f32) -> f32 {
-    let mut step = table[0];
-    for pair in table.windows(2) {
-        step = if number > (pair[0] + pair[1]) / 2.0 { pair[1] } else { step };
-    }
-    step
-}
-
-/// Its place in the table.
-#[inline(always)]
-fn rising_level(table: &[f32], number: f32) -> u8 {
-    table.windows(2).map(|pair| u8::from(number > (pair[0] + pair[1]) / 2.0)).sum()
 }
 
 /// NormalFloat's steps (Dettmers et al. 2023, QLoRA, appendix E): about as many weights of a normal distribution fall to each.
@@ -102,16 +87,6 @@ impl Steps for NormalFloat {
     ];
     const FAR: f32 = -1.0;
     const NEAR: f32 = 1.0;
-
-    #[inline(always)]
-    fn step(number: f32) -> f32 {
-        rising_step(Self::TABLE, number)
-    }
-
-    #[inline(always)]
-    fn level(number: f32) -> u8 {
-        rising_level(Self::TABLE, number)
-    }
 }
 
 /// The values of E2M1, doubled so that they are whole (`kvalues_mxfp4` in ggml).
