@@ -166,10 +166,11 @@ impl Reader<'_> {
     /// Some blocks at a time: a thread that waits for a part of one may begin another, and a source that computes its weights
     /// holds those of all that are begun.
     fn blocks(&self) -> Result<Vec<Block>, EngineError> {
-        let indices: Vec<usize> = (0..self.spec.n_layers).collect();
-        let mut blocks = Vec::with_capacity(indices.len());
-        for some in indices.chunks(2 * rayon::current_num_threads()) {
-            let laid_out: Vec<_> = some.par_iter().map(|&index| self.block(index)).collect();
+        let (n, n_at_once) = (self.spec.n_layers, 2 * rayon::current_num_threads());
+        let mut blocks = Vec::with_capacity(n);
+        for first in (0..n).step_by(n_at_once) {
+            let some = (first..n.min(first + n_at_once)).into_par_iter();
+            let laid_out: Vec<_> = some.map(|index| self.block(index)).collect();
             // The first fault in the order of the blocks, whichever was found first.
             blocks.extend(laid_out.into_iter().collect::<Result<Vec<_>, _>>()?);
         }

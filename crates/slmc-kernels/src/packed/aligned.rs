@@ -12,7 +12,7 @@ use std::sync::{
 use memmap2::{MmapMut, MmapOptions};
 
 /// Bytes of a cache line, and of the widest register.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 /// Bytes of a huge page.
 const HUGE: usize = 2 << 20;
 

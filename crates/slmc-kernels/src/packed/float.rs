@@ -10,6 +10,7 @@ use slmc_ir::Format;
 use super::{
     PackedMatrix,
     activations::Activations,
+    aligned::LINE,
     int8,
     layout::part,
     out::SharedOut,
@@ -20,8 +21,6 @@ use super::{
 pub(super) const PANEL_TILES: usize = 2;
 /// Columns of a panel: whole blocks of every format.
 const PANEL_COLUMNS: usize = 256;
-/// Bytes of a cache line.
-const LINE: usize = 64;
 /// Tokens whose sums are in registers.
 const TOKENS: usize = 6;
 

@@ -11,26 +11,22 @@ pub(super) fn lay_out(weights: &[Weight], store: Option<&Store>) -> Result<Packe
     let rows = Rows::of(weights)?;
     let Rows { format, n_rows, n_columns, .. } = rows;
     let too_large = || WeightError::TooLarge(vec![n_rows, n_columns]);
-    let n_tiles = n_rows.div_ceil(ROWS);
+    let plane = |tile_bytes: usize, put: &(dyn Fn(usize, &mut [u8]) + Sync)| {
+        let fill = |plane: &mut [u8]| {
+            let tiles = plane.par_chunks_exact_mut(tile_bytes.max(1)).enumerate();
+            tiles.for_each(|(i, tile)| put(i, tile));
+        };
+        AlignedBytes::new(n_rows.div_ceil(ROWS), tile_bytes, store, fill).ok_or_else(too_large)
+    };
     let storage = if let Some([level_bytes, scale_bytes, unit]) = select::sizes(format) {
         let n_blocks = n_columns / layout::BLOCK;
         let [level_bytes, scale_bytes] = [n_blocks * level_bytes, n_blocks / unit * scale_bytes];
-        let levels = AlignedBytes::new(n_tiles, level_bytes, store, |levels| {
-            let tiles = levels.par_chunks_exact_mut(level_bytes.max(1)).enumerate();
-            tiles.for_each(|(i, tile)| select::put_levels(format, rows.tile(i), tile));
-        });
-        let scales = AlignedBytes::new(n_tiles, scale_bytes, store, |scales| {
-            let tiles = scales.par_chunks_exact_mut(scale_bytes.max(1)).enumerate();
-            tiles.for_each(|(i, tile)| select::put_scales(format, rows.tile(i), tile));
-        });
-        Storage::Levels { levels: levels.ok_or_else(too_large)?, scales: scales.ok_or_else(too_large)? }
+        let levels = plane(level_bytes, &|i, tile| select::put_levels(format, rows.tile(i), tile))?;
+        let scales = plane(scale_bytes, &|i, tile| select::put_scales(format, rows.tile(i), tile))?;
+        Storage::Levels { levels, scales }
     } else if let Some(column_bytes) = float::float_bytes(format) {
         let tile_bytes = n_columns.checked_mul(column_bytes).ok_or_else(too_large)?;
-        let tiles = AlignedBytes::new(n_tiles, tile_bytes, store, |tiles| {
-            let tiles = tiles.par_chunks_exact_mut(tile_bytes.max(1)).enumerate();
-            tiles.for_each(|(i, tile)| put_floats(rows.tile(i), n_columns, tile));
-        });
-        Storage::Floats(tiles.ok_or_else(too_large)?)
+        Storage::Floats(plane(tile_bytes, &|i, tile| put_floats(rows.tile(i), n_columns, tile))?)
     } else {
         Storage::Stored(joined(&rows)?)
     };
@@ -81,6 +77,7 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// The matrices as one, as it is stored.
 fn joined(rows: &Rows<'_>) -> Result<Weight, WeightError> {
     if let [one] = rows.weights {
         return Ok(one.clone());
