@@ -169,15 +169,20 @@ fn damage_is_forbidden_whatever_it_costs() {
         let (code, report, said) = bench.gate(&path, &[]);
         assert_eq!(code, 0, "{size}: {report} {said}");
     }
-    for (key, damage) in [
-        (TensorKey::block(3, Role::Down), Damage::Scale(1.05)),
-        (TensorKey::block(6, Role::Query), Damage::SwapRows(5, 40)),
-        (TensorKey::block(1, Role::Up), Damage::Bits(2)),
-    ] {
-        damaged_gguf(&tiny_teacher(), &[key], damage, Path::new(&path));
-        let (code, report, said) = bench.gate(&path, &[]);
-        assert_eq!(code, 1, "{damage:?}: {said}");
-        assert_eq!(report["blame"][0]["tensor"], key.to_string(), "{report}");
+    // That one has its channels in another order; and so has what is damaged of it.
+    let reordered = bench.path("reordered");
+    std::fs::rename(&path, &reordered).unwrap();
+    for source in [&tiny_teacher(), Path::new(&reordered)] {
+        for (key, damage) in [
+            (TensorKey::block(3, Role::Down), Damage::Scale(1.05)),
+            (TensorKey::block(6, Role::Query), Damage::SwapRows(5, 40)),
+            (TensorKey::block(1, Role::Up), Damage::Bits(2)),
+        ] {
+            damaged_gguf(source, &[key], damage, Path::new(&path));
+            let (code, report, said) = bench.gate(&path, &[]);
+            assert_eq!(code, 1, "{damage:?}: {said}");
+            assert_eq!(report["blame"][0]["tensor"], key.to_string(), "{report}");
+        }
     }
 }
 

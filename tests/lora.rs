@@ -111,6 +111,39 @@ fn merged_both_ways(folder: &Path, format: &str) {
 }
 
 #[test]
+fn an_adapter_of_a_base_in_another_order_fits_the_model_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = text(&questions(folder.path()));
+    let path = |name: &str| text(&folder.path().join(name));
+    let (base, adapter) = (path("base.gguf"), folder.path().join("adapter"));
+    let calibration = text(&tiny_text("train.jsonl"));
+    let fixed = ["quantize", &text(&tiny_teacher()), "--method", "gptq", "--format", "q8_0", "--out", &base];
+    let small = ["--calibration", &calibration, "--set", "n_sequences=4", "--set", "seq_len=128"];
+    let made = run_json(fixed.iter().chain(&small));
+    assert_eq!(made["channels_reordered"], true, "{made}");
+    let mut training = train(folder.path(), &adapter, &["--eval-data", &data, "--set", "learning_rate=5e-3"]);
+    for (option, value) in [("--base", base.as_str()), ("--steps", "60")] {
+        let at = training.iter().position(|word| word == option).unwrap() + 1;
+        value.clone_into(&mut training[at]);
+    }
+    let held_out = run_json(training)["report"]["held_out"].clone();
+    let after = held_out["after"].as_f64().unwrap_or_else(|| panic!("{held_out}"));
+    let before = held_out["before"].as_f64().unwrap();
+    assert!(after < 0.97 * before, "{held_out}");
+    for (name, base) in [("float", &text(&tiny_teacher())), ("packed", &base)] {
+        let out = path(name);
+        let fixed = ["lora", "merge", "--base", base, "--adapter", &text(&adapter), "--data", &data];
+        let found = run_json(fixed.iter().chain(&["--out", &out.as_str()]));
+        let merged = found["merge"]["stored_nll"].as_f64().unwrap();
+        // The losses are over the same questions, if not over the same number of them.
+        assert!(
+            merged < before - 0.7 * (before - after),
+            "{name}: {merged} where it was {before}, then {after}"
+        );
+    }
+}
+
+#[test]
 fn the_mean_of_an_adapter_and_itself_is_itself() {
     let folder = tempfile::tempdir().unwrap();
     questions(folder.path());

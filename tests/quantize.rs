@@ -2,9 +2,10 @@
 
 mod common;
 
-use std::{path::Path, process::Stdio, time::Duration};
+use std::{path::Path, process::Stdio, sync::Arc, time::Duration};
 
 use common::{check_refused, run, run_json, slmc, stderr, tiny_teacher, tiny_text};
+use slmc_ir::{ModelSpec, Role, SilentHost, SourceError, TensorKey, Weight, WeightSource};
 
 fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
@@ -58,6 +59,60 @@ fn rounding_loses_most_then_awq_then_gptq() {
         });
         assert!(awq < rtn, "{format}: KL {awq} with AWQ, {rtn} without");
         assert!(gptq < 0.5 * awq, "{format}: KL {gptq} against AWQ's {awq}");
+    }
+}
+
+/// The small teacher with MLP channels of very different sizes: what a channel is multiplied by on its way in, it is divided by
+/// on its way out.
+struct Uneven(Arc<dyn WeightSource>);
+
+impl Uneven {
+    fn factor(channel: usize) -> f32 {
+        (1.5 * (channel as f32 * 12.9898).sin()).exp()
+    }
+}
+
+impl WeightSource for Uneven {
+    fn spec(&self) -> &ModelSpec {
+        self.0.spec()
+    }
+    fn keys(&self) -> &[TensorKey] {
+        self.0.keys()
+    }
+    fn read(&self, key: TensorKey) -> Result<Weight, SourceError> {
+        let weight = self.0.read(key)?;
+        let mut numbers = slmc_blocks::decode_weight(&weight).unwrap();
+        let n_columns = weight.n_columns();
+        for (i, w) in numbers.iter_mut().enumerate() {
+            match key.role {
+                Role::Up => *w *= Self::factor(i / n_columns),
+                Role::Down => *w /= Self::factor(i % n_columns),
+                _ => {}
+            }
+        }
+        Ok(Weight::from_f32(weight.shape().to_vec(), &numbers).unwrap())
+    }
+}
+
+#[test]
+fn channels_beside_their_like_are_rounded_better() {
+    let folder = tempfile::tempdir().unwrap();
+    let uneven = folder.path().join("uneven.gguf");
+    let teacher = slmc_interop::open(&tiny_teacher()).unwrap();
+    let model = teacher.with_weights(Arc::new(Uneven(Arc::clone(&teacher.weights))));
+    slmc_interop::write_gguf(&model, &uneven, &slmc_interop::WriteOptions::default(), &SilentHost).unwrap();
+    assert!(kld(&uneven) < 1e-6, "another model");
+    for goal in [["--format", "q4_0"], ["--format", "q5_k"], ["--target-size", "2.5MB"]] {
+        let [with, without] = ["true", "false"].map(|reorder| {
+            let out = folder.path().join(format!("{reorder}.gguf"));
+            let mut arguments = arguments(goal, "gptq", &out);
+            arguments[1] = text(&uneven);
+            arguments.extend(["--set".to_owned(), format!("reorder={reorder}")]);
+            let found = run_json(arguments);
+            assert_eq!(found["channels_reordered"], reorder == "true");
+            kld(&out)
+        });
+        assert!(with < 0.9 * without, "{goal:?}: KL {with}, with channels as they were {without}");
     }
 }
 

@@ -51,26 +51,9 @@ impl WeightSource for Damaged {
     }
 }
 
-/// The numbers of a float tensor.
+/// A tensor's numbers.
 fn floats(weight: &Weight) -> Vec<f32> {
-    let bytes = weight.bytes();
-    match weight.format() {
-        Format::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        Format::F16 => bytes.chunks_exact(2).map(|b| half(u16::from_le_bytes([b[0], b[1]]))).collect(),
-        other => panic!("{other} is no float format that these tests know"),
-    }
-}
-
-/// IEEE 754 half precision, normal and subnormal numbers.
-fn half(bits: u16) -> f32 {
-    let sign = if bits & 0x8000 == 0 { 1.0 } else { -1.0 };
-    let (exponent, fraction) = (i32::from(bits >> 10 & 31), f32::from(bits & 1023));
-    let magnitude = if exponent == 0 {
-        fraction * 2.0_f32.powi(-24)
-    } else {
-        (1.0 + fraction / 1024.0) * 2.0_f32.powi(exponent - 15)
-    };
-    sign * magnitude
+    slmc_blocks::decode_weight(weight).unwrap()
 }
 
 fn round(group: &mut [f32], bits: u32) {

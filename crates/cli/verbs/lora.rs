@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
-use slmc_interop::{AdapterAbout, open_adapter, write_adapter_folder, write_adapter_gguf};
+use slmc_interop::{AdapterAbout, open_adapter, open_adapter_for, write_adapter_folder, write_adapter_gguf};
 use slmc_ir::{Adapter, Format};
 use slmc_recipe::{Recipe, RunFolder};
 use slmc_stages::{MergeReport, held_out_batches, merge_adapter, preview};
@@ -87,7 +87,7 @@ fn train(args: &LoraTrainArgs, session: &Session<'_>) -> Result<(), Failure> {
     let adapter = stage.join("adapter");
     let file_bytes = if is_gguf(out) {
         let base = model::open(&args.base)?;
-        let (found, _) = open_adapter(&adapter, Some(base.spec())).or_run()?;
+        let (found, _) = open_adapter_for(&adapter, &base).or_run()?;
         write_adapter_gguf(&found, base.spec(), out).or_run()?
     } else {
         std::fs::rename(&adapter, out).or_run()?;
@@ -200,7 +200,7 @@ fn dry_run(args: &LoraTrainArgs, session: &Session<'_>) -> Result<(), Failure> {
 
 fn merge(args: &LoraMergeArgs, session: &Session<'_>) -> Result<(), Failure> {
     let base = model::open(&args.base)?;
-    let (adapter, mut about) = open_adapter(&args.adapter, Some(base.spec())).or_input()?;
+    let (adapter, mut about) = open_adapter_for(&args.adapter, &base).or_input()?;
     if let Some(name) = &args.base_format {
         about.base_format = Some(name.parse::<Format>().or_input()?);
     }
@@ -270,7 +270,7 @@ fn export(args: &LoraExportArgs, session: &Session<'_>) -> Result<(), Failure> {
         )));
     }
     let base = model::open(&args.base)?;
-    let (adapter, _) = open_adapter(&args.adapter, Some(base.spec())).or_input()?;
+    let (adapter, _) = open_adapter_for(&args.adapter, &base).or_input()?;
     let file_bytes = write_adapter_gguf(&adapter, base.spec(), &args.out).or_run()?;
     let document = json!({"out": args.out, "file_bytes": file_bytes, "tensors": adapter.factors.len() * 2});
     output::print(

@@ -239,6 +239,8 @@ impl Work {
             "bits_per_weight": last.bits_per_weight,
             "fallbacks": last.fallbacks,
             "tensors": report.get("tensors"),
+            "estimated_kl": report.get("estimated_kl"),
+            "channels_reordered": report.get("channels_reordered"),
             "removed_blocks": report.get("removed_blocks"),
             "prepared": report.get("prepared"),
             "stages": summary.stages,

@@ -2,9 +2,12 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::{Reference, Rounding, checkpoint, distance, tiny, tokens, worst};
 use slmc_engine::{BATCH_ROWS, Engine, EngineError, EngineOptions, KvType, Precision, Reading};
-use slmc_ir::{Checkpoint, Family, Format, ForwardError, LanguageModel, ModelSpec, TokenId};
+use slmc_interop::Reordered;
+use slmc_ir::{Checkpoint, Family, Format, ForwardError, LanguageModel, ModelSpec, Reordering, TokenId};
 
 const FLOAT: EngineOptions = EngineOptions::exact(2);
 
@@ -323,9 +326,34 @@ fn weights_that_are_not_finite_are_refused() {
     });
     let source = MemorySource::new(spec, weights.collect()).unwrap();
     assert_eq!(source.keys().len(), good.weights.keys().len());
-    let error = Engine::load(&good.with_weights(std::sync::Arc::new(source)), FLOAT).unwrap_err();
+    let error = Engine::load(&good.with_weights(Arc::new(source)), FLOAT).unwrap_err();
     assert!(
         matches!(error, EngineError::Source(SourceError::NotFinite { key, index: 5, .. }) if key == bad),
         "{error}"
     );
+}
+
+#[test]
+fn channels_in_another_order_are_the_same_model() {
+    // Each with its channels where a multiplication puts them, packed and as floats.
+    let shuffled = |n: usize, step: usize| -> Vec<usize> { (0..n).map(|i| (i * step + 5) % n).collect() };
+    let coprime = |n: usize, from: usize| {
+        let divides = |step: &usize| (2..=*step).all(|d| !(n.is_multiple_of(d) && step.is_multiple_of(d)));
+        (from..).find(divides).unwrap()
+    };
+    for (seed, spec) in (1..).zip(tiny::every_spec()) {
+        let order = Reordering {
+            stream: shuffled(spec.d_model, coprime(spec.d_model, 7)),
+            hidden: (0..spec.n_layers).map(|i| shuffled(spec.d_ff, coprime(spec.d_ff, 11 + 2 * i))).collect(),
+        };
+        for format in [Format::F32, Format::F16] {
+            let plain = checkpoint(&spec, seed, format);
+            let weights = Reordered::new(Arc::clone(&plain.weights), order.clone());
+            let tokens = tokens(&spec, 21);
+            let expected = run(&plain, FLOAT, &tokens, 21);
+            let found = run(&plain.with_weights(Arc::new(weights)), FLOAT, &tokens, 21);
+            let worst = worst(&found, &wide(&expected));
+            assert!(worst < 1e-4, "{spec:?} {format}: {worst}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! The model and its baseline, opened, known by their hashes, and loaded into the engine only when they must run.
 
-use std::{cell::OnceCell, collections::BTreeMap, thread};
+use std::{cell::OnceCell, collections::BTreeMap, sync::Arc, thread};
 
 use slmc_data::{Documents, Split, Tokenizer, sha256_bytes};
 use slmc_engine::{Engine, EngineOptions, stop_tokens};
@@ -8,7 +8,8 @@ use slmc_eval::{
     Baseline, EvalText, Journal, Paired, Windowing, compare_with_baseline, key_of,
     tasks::{Asked, TaskResult, run_task},
 };
-use slmc_ir::{Checkpoint, LanguageModel, TokenId};
+use slmc_interop::Reordered;
+use slmc_ir::{Checkpoint, LanguageModel, Reordering, TokenId};
 
 use crate::{
     Cache, DataSection, GateError, Opened, Request, SessionModel, config::TaskBound, task_source::locate_task,
@@ -73,6 +74,17 @@ impl<'a> Pair<'a> {
         })
     }
 
+    /// The baseline with its channels in the order that the model's have come into since: tensor lies beside tensor.
+    pub fn baseline_beside_model(&self) -> Checkpoint {
+        let [model, baseline] = [&self.model, &self.baseline].map(|opened| &opened.checkpoint);
+        let order_of = |checkpoint: &Checkpoint| Reordering::of(&checkpoint.lineage, baseline.spec());
+        let order = order_of(model).relative_to(&order_of(baseline));
+        if order.is_none() {
+            return baseline.clone();
+        }
+        baseline.with_weights(Arc::new(Reordered::new(Arc::clone(&baseline.weights), order)))
+    }
+
     pub fn options(&self) -> EngineOptions {
         let n_threads = self.request.n_threads;
         if self.exact { EngineOptions::exact(n_threads) } else { EngineOptions::alike(n_threads) }
@@ -90,13 +102,13 @@ impl<'a> Pair<'a> {
     /// The baseline in the engine, on the model's threads.
     pub fn baseline_engine(&self) -> Result<Engine, GateError> {
         let team = self.model_engine()?.team();
-        Ok(Engine::load_with(&self.baseline.checkpoint, self.options(), std::sync::Arc::clone(team))?)
+        Ok(Engine::load_with(&self.baseline.checkpoint, self.options(), Arc::clone(team))?)
     }
 
     /// A checkpoint that takes turns with the model.
     pub fn engine_of(&self, checkpoint: &Checkpoint) -> Result<Engine, GateError> {
         let team = self.model_engine()?.team();
-        Ok(Engine::load_with(checkpoint, self.options(), std::sync::Arc::clone(team))?)
+        Ok(Engine::load_with(checkpoint, self.options(), Arc::clone(team))?)
     }
 
     /// The gate's text in the model's tokens.

@@ -23,12 +23,15 @@ mod numbers;
 mod onnx;
 mod open;
 mod packed;
+mod reordered;
 mod rotary;
 mod source;
 mod tokenizer;
 mod write;
 
-pub use adapter::{AdapterAbout, open_adapter, roles_of_targets, write_adapter_folder, write_adapter_gguf};
+pub use adapter::{
+    AdapterAbout, open_adapter, open_adapter_for, roles_of_targets, write_adapter_folder, write_adapter_gguf,
+};
 pub use encoded::Encoded;
 pub use error::{FieldError, OpenError, OpenFault, TensorError, TokenizerError, WriteError};
 pub use fingerprint::{FileSummary, fingerprint, summarize};
@@ -41,4 +44,5 @@ pub use onnx::{
 };
 pub use open::{open, open_to_run};
 pub use packed::{PackError, PackedLayout, PackedScheme, Runtime, runtime_limits};
+pub use reordered::Reordered;
 pub use write::{WriteOptions, Written};

@@ -4,12 +4,14 @@ mod common;
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-use common::{spec, weights};
+use common::{checkpoint, spec, weights};
 use slmc_formats::{GgufHeader, SafetensorsHeader};
 use slmc_interop::{
-    AdapterAbout, Merged, open_adapter, roles_of_targets, write_adapter_folder, write_adapter_gguf,
+    AdapterAbout, Merged, Reordered, open_adapter, roles_of_targets, write_adapter_folder, write_adapter_gguf,
 };
-use slmc_ir::{Adapter, Factors, Family, Format, MemorySource, ModelSpec, Role, TensorKey, WeightSource};
+use slmc_ir::{
+    Adapter, Factors, Family, Format, MemorySource, ModelSpec, Reordering, Role, TensorKey, WeightSource,
+};
 
 fn adapter(spec: &ModelSpec, roles: &[Role], rank: usize) -> Adapter {
     let mut factors = BTreeMap::new();
@@ -172,4 +174,24 @@ fn targets_have_several_spellings() {
     assert_eq!(roles_of_targets("down_proj, up").unwrap(), [Role::Up, Role::Down]);
     assert!(roles_of_targets("q,lm_head").unwrap_err().contains("lm_head"));
     assert!(roles_of_targets("").is_err());
+}
+
+#[test]
+fn an_adapter_follows_the_channels_of_its_model() {
+    let spec = spec(Family::Llama);
+    let model = checkpoint(spec.clone(), None);
+    let adapter = adapter(&spec, &Adapter::ROLES, 3);
+    let shuffled = |n: usize| -> Vec<usize> { (0..n).rev().collect() };
+    let order =
+        Reordering { stream: shuffled(spec.d_model), hidden: vec![shuffled(spec.d_ff); spec.n_layers] };
+    let merged = Merged::new(Arc::clone(&model.weights), adapter.clone()).unwrap();
+    let merged_then_moved = Reordered::new(Arc::new(merged), order.clone());
+    let moved = Reordered::new(Arc::clone(&model.weights), order.clone());
+    let moved_then_merged = Merged::new(Arc::new(moved), adapter.reordered(&order)).unwrap();
+    for &key in model.weights.keys() {
+        let [one, other] = [&merged_then_moved as &dyn WeightSource, &moved_then_merged]
+            .map(|source| slmc_blocks::decode_weight(&source.read(key).unwrap()).unwrap());
+        assert!(one == other, "{key}");
+        assert_ne!(one, slmc_blocks::decode_weight(&model.weights.read(key).unwrap()).unwrap(), "{key}");
+    }
 }

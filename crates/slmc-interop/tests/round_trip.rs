@@ -180,6 +180,10 @@ fn names_and_lineage_are_carried() {
         seed: 7,
         inputs: Vec::new(),
         fallbacks: vec!["none".to_owned()],
+        channel_order: Some(slmc_ir::ChannelOrder {
+            stream: slmc_ir::BlockOrder::new((0..64).rev().collect(), 32).unwrap(),
+            hidden: Vec::new(),
+        }),
     };
     let mut original = checkpoint(spec(Family::Mistral), Some(bpe()));
     original.lineage = Lineage { steps: vec![step("prune")] };

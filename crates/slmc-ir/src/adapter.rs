@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{ModelSpec, Part, Role, TensorKey};
+use crate::{ModelSpec, Part, Reordering, Role, TensorKey};
 
 /// Ranks beyond this are no longer low.
 const MAX_RANK: usize = 4096;
@@ -86,6 +86,31 @@ impl Adapter {
     pub fn sizes(&self, factors: &Factors) -> Option<[usize; 2]> {
         let size = |n: usize| (n > 0 && n.is_multiple_of(self.rank.max(1))).then(|| n / self.rank.max(1));
         Some([size(factors.a.len())?, size(factors.b.len())?])
+    }
+
+    /// The same adapter for the same model with its channels in another order.
+    ///
+    /// # Panics
+    /// When the adapter is not of a model of that shape.
+    pub fn reordered(&self, order: &Reordering) -> Self {
+        let moved = |(&key, Factors { a, b }): (&TensorKey, &Factors)| {
+            let [rows, columns] = order.moves(key);
+            let a = match columns {
+                Some(columns) => a
+                    .chunks_exact(columns.len())
+                    .flat_map(|row| columns.iter().map(|&column| row[column]))
+                    .collect(),
+                None => a.clone(),
+            };
+            let b = match rows {
+                Some(rows) => {
+                    rows.iter().flat_map(|&row| b[row * self.rank..(row + 1) * self.rank].to_vec()).collect()
+                }
+                None => b.clone(),
+            };
+            (key, Factors { a, b })
+        };
+        Self { factors: self.factors.iter().map(moved).collect(), ..self.clone() }
     }
 
     /// Proves that this is an adapter of some model.

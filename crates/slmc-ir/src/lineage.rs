@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::ChannelOrder;
+
 /// A file that went in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Input {
@@ -28,6 +30,9 @@ pub struct Step {
     pub inputs: Vec<Input>,
     /// What was done other than asked, in words.
     pub fallbacks: Vec<String>,
+    /// The order that it brought channels into; absent when they are as they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channel_order: Option<ChannelOrder>,
 }
 
 /// The steps from the imported files to this checkpoint, oldest first.

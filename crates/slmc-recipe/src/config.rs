@@ -319,15 +319,28 @@ pub struct QuantizeConfig {
     /// Dataset that the model is calibrated on; text that the model itself writes when absent.
     #[serde(default)]
     pub calibration: Option<String>,
-    /// Sequences of calibration.
-    #[serde(default = "defaults::quantize_sequences")]
-    pub n_sequences: usize,
+    /// Sequences of calibration. When absent 128; 512 where formats are chosen under a size, which takes its time anyway; or as
+    /// many as the text has.
+    #[serde(default)]
+    pub n_sequences: Option<usize>,
     /// Tokens in each.
     #[serde(default = "defaults::ctx")]
     pub seq_len: usize,
     /// Added to the diagonal of the second moments, as a share of its mean.
     #[serde(default = "defaults::damping")]
     pub damping: f64,
+    /// Whether `gptq` and `auto` may bring channels beside their like, where a format has blocks: the same function, rounded
+    /// better. The file's history says which order that is; adapters of the model before do not fit the result.
+    #[serde(default = "defaults::yes")]
+    pub reorder: bool,
+}
+
+impl QuantizeConfig {
+    /// Sequences of calibration, if the text has as many.
+    pub fn sequences(&self) -> usize {
+        let under_a_size = self.target_bytes.is_some() || self.target_bpw.is_some();
+        self.n_sequences.unwrap_or(if under_a_size { 512 } else { 128 })
+    }
 }
 
 /// A file for a runtime.
@@ -365,9 +378,6 @@ mod defaults {
     }
     pub fn calibration_sequences() -> usize {
         16
-    }
-    pub fn quantize_sequences() -> usize {
-        128
     }
     pub fn damping() -> f64 {
         0.05

@@ -43,6 +43,7 @@ impl StageContext<'_> {
             seed: self.seed,
             inputs: self.inputs.to_vec(),
             fallbacks: fallbacks.to_vec(),
+            channel_order: None,
         });
         lineage
     }

@@ -47,7 +47,7 @@ pub fn estimate(plan: &Plan) -> Vec<Estimate> {
             StageConfig::Fresh(_) => (model_bytes(&after.spec), 0, 1.0),
             StageConfig::Quantize(config) if config.method != "rtn" => {
                 let input = before.unwrap_or(after);
-                let n_tokens = (config.n_sequences * config.seq_len) as f64;
+                let n_tokens = (config.sequences() * config.seq_len) as f64;
                 // Forwards, again on the way back, back, sums, and solving.
                 let seconds = 8.0 * forward_flops(&input.spec) * n_tokens / ASSUMED_FLOPS;
                 (calibrated_bytes(&input.spec), 0, seconds)

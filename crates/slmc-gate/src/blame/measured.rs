@@ -88,10 +88,10 @@ impl<'a> Trials<'a> {
 
     /// What is saved with the baseline's tensors in the place of these.
     pub fn without(&self, keys: &[TensorKey]) -> Result<Saved, GateError> {
-        let (model, baseline) = (&self.pair.model.checkpoint, &self.pair.baseline.checkpoint);
+        let (model, baseline) = (&self.pair.model.checkpoint, self.pair.baseline_beside_model());
         let source = PutBack {
             model: Arc::clone(&model.weights),
-            baseline: Arc::clone(&baseline.weights),
+            baseline: baseline.weights,
             keys: keys.iter().copied().collect(),
         };
         let engine = self.pair.engine_of(&model.with_weights(Arc::new(source)))?;

@@ -75,7 +75,8 @@ pub(crate) struct Weights {
 impl Weights {
     /// Compares every tensor of two models of one shape.
     pub fn compare(pair: &Pair<'_>) -> Result<Self, GateError> {
-        let errors = weights::errors(&pair.model.checkpoint, &pair.baseline.checkpoint, pair.request.host)?;
+        let errors =
+            weights::errors(&pair.model.checkpoint, &pair.baseline_beside_model(), pair.request.host)?;
         Ok(Self { errors })
     }
 

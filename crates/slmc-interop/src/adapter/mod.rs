@@ -7,5 +7,5 @@ mod sidecar;
 
 pub use config::roles_of_targets;
 pub use gguf::write_adapter_gguf;
-pub use peft::{open_adapter, write_adapter_folder};
+pub use peft::{open_adapter, open_adapter_for, write_adapter_folder};
 pub use sidecar::AdapterAbout;

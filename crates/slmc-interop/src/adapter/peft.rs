@@ -8,7 +8,7 @@ use std::{
 };
 
 use slmc_formats::{AtomicDir, Existing, PlannedSafeTensor, SafetensorsHeader, SafetensorsWriter, map_file};
-use slmc_ir::{Adapter, Factors, Format, ModelSpec, TensorKey, Weight};
+use slmc_ir::{Adapter, Checkpoint, Factors, Format, ModelSpec, Reordering, TensorKey, Weight};
 
 use super::{
     config,
@@ -25,6 +25,16 @@ const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
 const A: &str = ".lora_A.weight";
 const B: &str = ".lora_B.weight";
+
+/// Opens an adapter's folder for a model, whose channels may stand in an order of their own: folders hold adapters of the model
+/// before, so that they go with it in PEFT.
+///
+/// # Errors
+/// As [`open_adapter`].
+pub fn open_adapter_for(folder: &Path, base: &Checkpoint) -> Result<(Adapter, AdapterAbout), OpenError> {
+    let (adapter, about) = open_adapter(folder, Some(base.spec()))?;
+    Ok((adapter.reordered(&Reordering::of(&base.lineage, base.spec())), about))
+}
 
 /// Opens an adapter's folder; with a spec, for a model of that spec.
 ///

@@ -4,8 +4,10 @@
 mod awq;
 mod best;
 mod calibrate;
+mod channel_sizes;
 mod choice;
 mod integers;
+mod order;
 mod pack;
 mod scheme;
 mod solved;
@@ -108,7 +110,7 @@ impl Quantize {
             let method = &config.method;
             return Err(format!("method `{method}` does not choose formats under a size: use gptq or auto"));
         }
-        if config.n_sequences == 0 || config.seq_len < 2 {
+        if config.n_sequences == Some(0) || config.seq_len < 2 {
             return Err("calibration needs at least 1 sequence of 2 tokens".to_owned());
         }
         let embedding = match (&config.embedding_format, goal) {
@@ -247,6 +249,13 @@ impl Quantize {
         self.check_size(outline, &wanted)?;
         let (sequences, counts) = self.calibration_set(input, context)?;
         warn_all(&fallbacks, context);
+        let store = Arc::new(Store::open(context.folder.join("solved"))?);
+        let reorder = || order::reordered(input, &sequences, &store, context.host);
+        let reordered = self.reorders().then(reorder).transpose()?;
+        let (input, channel_order) = match &reordered {
+            Some((reordered, order)) => (reordered, Some(order.clone())),
+            None => (input, None),
+        };
         let mut inner = Arc::clone(&input.weights);
         if let (Method::Awq, Goal::Format(format)) = (self.method, self.goal) {
             // What feeds embedding and head, or is fed by them, has nothing to be scaled back in.
@@ -255,7 +264,6 @@ impl Quantize {
             plan.retain(|key, _| key.block.is_none());
             inner = Arc::new(Encoded::new(inner, plan).map_err(|e| StageError::Failed(e.to_string()))?);
         }
-        let store = Arc::new(Store::open(context.folder.join("solved"))?);
         let passes = Passes {
             checkpoint: input,
             sequences: &sequences,
@@ -275,17 +283,30 @@ impl Quantize {
             .filter_map(|key| by_name.get(&key.to_string()).map(|solved| (*key, solved.clone())))
             .collect();
         let material = Material { inner, solved, store };
-        let lineage = context.history(&input.lineage, self, &fallbacks);
+        let mut lineage = context.history(&input.lineage, self, &fallbacks);
+        lineage
+            .steps
+            .iter_mut()
+            .next_back()
+            .into_iter()
+            .for_each(|step| step.channel_order = channel_order.clone());
         let (written, formats, kl) = self.write_best(input, outline, &material, &lineage, context)?;
         let report = json!({
             "method": self.config.method,
             "file_bytes": written.file_bytes,
             "estimated_kl": kl,
             "calibration_tokens": sequences.len() * self.config.seq_len,
+            "channels_reordered": channel_order.is_some(),
             "tensors": self.table(&written, &material.solved, &formats),
         });
         let _ = std::fs::remove_dir_all(context.folder.join("solved"));
         Ok(Finished { artefact: self.artefact(context), report, fallbacks })
+    }
+
+    /// Whether channels are brought beside their like first: what formats of blocks gain by. Groups of a scheme are wider, and
+    /// its folders are read beside others of the same model, adapters for one.
+    fn reorders(&self) -> bool {
+        self.config.reorder && self.method == Method::Gptq && !matches!(self.goal, Goal::Integers(_))
     }
 
     /// What each tensor is solved in.
@@ -318,6 +339,7 @@ impl Quantize {
         context: &StageContext<'_>,
     ) -> Result<(Vec<Vec<TokenId>>, Vec<f64>), StageError> {
         let QuantizeConfig { n_sequences, seq_len, .. } = self.config;
+        let wanted = self.config.sequences();
         let mut counts = vec![0.0; input.spec().vocab_size];
         let mut count = |tokens: &[TokenId]| {
             for &token in tokens {
@@ -330,11 +352,18 @@ impl Quantize {
             let dataset = Dataset::open(data, &self.around)?;
             let packed = pack_tokens(dataset.to_calibrate_on().into_iter(), input, &tokenizer_of(input)?)?;
             count(packed.tokens());
+            let there = packed.tokens().len() / seq_len;
+            if n_sequences.is_none() && (1..wanted).contains(&there) {
+                context.host.warn(&format!(
+                    "calibration on {there} sequences of {seq_len} tokens: the text has no more"
+                ));
+            }
+            let n_sequences = n_sequences.unwrap_or(wanted.min(there.max(1)));
             return Ok((sequences(data, n_sequences, seq_len, input, &self.around)?, counts));
         }
         context.host.warn("no calibration text is given: the model writes its own");
         let settings = SampleSettings {
-            n_tokens: n_sequences * seq_len,
+            n_tokens: n_sequences.unwrap_or(MODEL_WRITES.min(wanted)) * seq_len,
             document_len: seq_len,
             temperature: 1.0,
             seed: context.seed,
@@ -349,6 +378,9 @@ impl Quantize {
         }
     }
 }
+
+/// Sequences that the model writes itself when it is not said how many: writing takes longer than reading.
+const MODEL_WRITES: usize = 128;
 
 /// The artefact's name: a file's, and that of a Hugging Face folder.
 const ARTEFACT: &str = "model.gguf";

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use serde::{Deserialize, Serialize};
-use slmc_ir::{Format, ModelSpec, SourceError, TensorKey, Weight, WeightSource};
+use slmc_ir::{ChannelOrder, Format, ModelSpec, SourceError, TensorKey, Weight, WeightSource};
 use slmc_recipe::StageError;
 
 use crate::kept;
@@ -37,6 +37,9 @@ pub struct Solved {
     pub candidates: Vec<Candidate>,
 }
 
+/// The order of channels.
+const ORDER: &str = "order.json";
+
 /// The folder.
 pub struct Store {
     folder: PathBuf,
@@ -57,6 +60,17 @@ impl Store {
     /// Says that all of a part is there.
     pub fn finish(&self, part: &str, solved: &[Solved]) -> Result<(), StageError> {
         kept::write_json(&self.folder.join(format!("{part}.json")), &solved)
+    }
+
+    /// The order that channels were brought into, if that was done.
+    pub fn order(&self) -> Result<Option<ChannelOrder>, StageError> {
+        let path = self.folder.join(ORDER);
+        path.exists().then(|| kept::read_json(&path)).transpose()
+    }
+
+    /// Keeps that order: what is solved is solved in it.
+    pub fn keep_order(&self, order: &ChannelOrder) -> Result<(), StageError> {
+        kept::write_json(&self.folder.join(ORDER), order)
     }
 
     /// Keeps a candidate's bytes.
