@@ -1,6 +1,7 @@
 //! Second moments of what enters a layer, tokens weighted: the curvature of the layer's output error.
 
 use faer::{Accum, MatMut, MatRef as FaerRef, Par, linalg::matmul::matmul};
+use ndarray::Array2;
 use rayon::prelude::*;
 
 use crate::{CompressError, LayerStats, MatRef};
@@ -37,6 +38,11 @@ impl Hessian {
     pub fn at(&self, i: usize, j: usize) -> f32 {
         assert!(i.max(j) < self.n_columns, "channels are below {}", self.n_columns);
         self.lower[i.max(j) * self.n_columns + i.min(j)]
+    }
+
+    /// Both halves, `[n_columns, n_columns]`.
+    pub(crate) fn full(&self) -> Array2<f32> {
+        Array2::from_shape_fn((self.n_columns, self.n_columns), |(i, j)| self.at(i, j))
     }
 
     /// Multiplies all of it, as a mean is made of sums.

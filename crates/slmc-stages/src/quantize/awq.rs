@@ -75,6 +75,7 @@ pub fn solve_block(
                 candidates: vec![Candidate {
                     format,
                     kl: found.error / 2.0 * share,
+                    inputs_kl: None,
                     relative_error: error / square,
                     n_bytes: packed.bytes().len() as u64,
                 }],

@@ -8,7 +8,10 @@
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
-use slmc_compress::{LayerStats, quant::Hessian};
+use slmc_compress::{
+    LayerStats,
+    quant::{Hessian, InputRounding},
+};
 use slmc_ir::{Checkpoint, Host, ModelSpec, Role, TensorKey, TokenId};
 use slmc_model::{BlockPass, HalfUnits, HeadPass, Matrix, MatrixMut, Products, Seen, add_moments_half};
 use slmc_recipe::StageError;
@@ -32,6 +35,16 @@ pub struct Input {
     pub rows: Vec<(Role, Vec<f32>)>,
     /// `Σ g gᵀ` of each projection, in the same order, where that is looked at.
     pub gradients: Vec<Option<Hessian>>,
+    /// What a runtime's rounding of inputs does, for each width of block that formats of this many columns have.
+    pub rounding: Vec<InputRounding>,
+}
+
+/// Blocks that formats have.
+const BLOCKS: [usize; 2] = [32, 256];
+
+fn rounding(n_columns: usize) -> Vec<InputRounding> {
+    let fits = BLOCKS.into_iter().filter(|&block| n_columns.is_multiple_of(block));
+    fits.map(|block| InputRounding::empty(n_columns, block)).collect()
 }
 
 /// Rows of a projection beyond which what they have in common is left alone: a matrix as large as the square of their number,
@@ -129,7 +142,13 @@ impl Passes<'_> {
         slmc_formats::release_all();
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
         let rows = vec![(Role::Head, vec![0.0; vocab])];
-        let mut input = Input { hessian: Hessian::empty(d), weight: 0.0, rows, gradients: vec![None] };
+        let mut input = Input {
+            hessian: Hessian::empty(d),
+            weight: 0.0,
+            rows,
+            gradients: vec![None],
+            rounding: rounding(d),
+        };
         let n_layers = self.spec().n_layers;
         self.host.begin("gradients", self.n_tokens() as u64, "tokens");
         for (first, n, sizes) in self.batches() {
@@ -185,8 +204,10 @@ impl Passes<'_> {
 
     fn empty(&self, roles: &[Role]) -> Input {
         let shape = |role: Role| TensorKey::block(0, role).shape(self.spec());
+        let n_columns = shape(roles[0])[1];
         Input {
-            hessian: Hessian::empty(shape(roles[0])[1]),
+            hessian: Hessian::empty(n_columns),
+            rounding: rounding(n_columns),
             weight: 0.0,
             rows: roles.iter().map(|&role| (role, vec![0.0; shape(role)[0]])).collect(),
             gradients: roles
@@ -252,6 +273,7 @@ fn observe(input: &mut Input, numbers: &[f32], weights: &[f32], products: Produc
         }
     }
     input.weight += weights.iter().map(|&w| f64::from(w)).sum::<f64>();
+    input.rounding.par_iter_mut().for_each(|rounding| rounding.observe_weighted(numbers, weights));
 }
 
 /// Adds the second moments of gradients, a row for each token, `stride` apart.

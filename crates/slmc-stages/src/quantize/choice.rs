@@ -74,7 +74,11 @@ pub fn choose(
         .map(|item| {
             (0..solved[&item[0]].candidates.len())
                 .map(|index| Choice {
-                    loss: item.iter().map(|key| candidate(key, index).kl).sum(),
+                    loss: item
+                        .iter()
+                        .map(|key| candidate(key, index))
+                        .map(|c| c.kl + c.inputs_kl.unwrap_or(0.0))
+                        .sum(),
                     // Tensors begin at multiples of 32 bytes.
                     n_bytes: item.iter().map(|key| candidate(key, index).n_bytes.next_multiple_of(32)).sum(),
                 })

@@ -4,11 +4,11 @@
 mod awq;
 mod best;
 mod calibrate;
-mod channel_sizes;
 mod choice;
 mod integers;
 mod order;
 mod pack;
+mod places;
 mod scheme;
 mod solved;
 mod spill;
@@ -447,6 +447,7 @@ impl Quantize {
             if let Some((solved, candidate)) = found {
                 line["relative_error"] = json!(candidate.relative_error);
                 line["estimated_kl"] = json!(candidate.kl);
+                line["inputs_kl"] = json!(candidate.inputs_kl);
                 line["damping"] = json!(solved.damping);
                 line["dead_channels"] = json!(solved.n_dead);
                 line["couples_rows"] = json!(solved.couples_rows);

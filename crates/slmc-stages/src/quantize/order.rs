@@ -10,7 +10,11 @@ use slmc_interop::Reordered;
 use slmc_ir::{BlockOrder, ChannelOrder, Checkpoint, Host, Reordering, Role, TensorKey, TokenId};
 use slmc_recipe::StageError;
 
-use super::{channel_sizes::ChannelSizes, solved::failed, store::Store};
+use super::{
+    places::{Place, Places},
+    solved::failed,
+    store::Store,
+};
 
 /// Channels that share a scale in most formats.
 const BLOCK: usize = 32;
@@ -19,6 +23,10 @@ const BLOCK: usize = 32;
 /// memory holds of a wide model.
 const STREAM_ROWS: usize = 6144;
 const HIDDEN_ROWS: usize = 512;
+
+/// What an input's error counts beside a weight's, both relative to their size: 8 bits round it, 4 to 5 the weight, whose error
+/// others make up for.
+const INPUTS: f64 = 1.0 / 16.0;
 
 /// Sequences that are looked at: the channels' sizes are all that is wanted of them.
 const SEQUENCES: usize = 16;
@@ -48,38 +56,38 @@ fn order_of(
     sequences: &[Vec<TokenId>],
     host: &dyn Host,
 ) -> Result<ChannelOrder, StageError> {
-    let spec = input.spec();
-    let sizes = ChannelSizes::of(input, sequences, host)?;
-    let stream = stream_order(input, &sizes)?;
-    let hidden = (0..spec.n_layers).into_par_iter().map(|index| {
-        let down =
-            Sampled::of(input, TensorKey::block(index, Role::Down), HIDDEN_ROWS, &sizes.hidden[index])?;
-        in_blocks(&[down])
+    let places = Places::of(input, sequences, host)?;
+    let stream = stream_order(input, &places)?;
+    let hidden = places.hidden.par_iter().enumerate().map(|(index, place)| {
+        in_blocks(&sampled(input, &[TensorKey::block(index, Role::Down)], place, |_| HIDDEN_ROWS)?)
     });
     Ok(ChannelOrder { stream, hidden: hidden.collect::<Result<_, _>>()? })
 }
 
 /// Each matrix counts by the number of its rows: relative to its size, a weight's error costs about as much in one as in another.
-fn stream_order(input: &Checkpoint, sizes: &ChannelSizes) -> Result<BlockOrder, StageError> {
+fn stream_order(input: &Checkpoint, places: &Places) -> Result<BlockOrder, StageError> {
     let spec = input.spec();
-    let mut readers = vec![(TensorKey::model(Role::Embedding), &sizes.last)];
-    if !spec.tied_head {
-        readers.push((TensorKey::model(Role::Head), &sizes.last));
+    let head = if spec.tied_head { Role::Embedding } else { Role::Head };
+    let mut readers = vec![(vec![TensorKey::model(head)], &places.last)];
+    for (index, [attn, ffn]) in places.stream.iter().enumerate() {
+        let of = |roles: &[Role]| roles.iter().map(|&role| TensorKey::block(index, role)).collect();
+        readers.push((of(&[Role::Query, Role::Key, Role::Value]), attn));
+        readers.push((of(&[Role::Gate, Role::Up]), ffn));
     }
-    for (index, [attn, ffn]) in sizes.stream.iter().enumerate() {
-        let block = |role| TensorKey::block(index, role);
-        readers.extend([Role::Query, Role::Key, Role::Value].map(|role| (block(role), attn)));
-        readers.extend([Role::Gate, Role::Up].map(|role| (block(role), ffn)));
-    }
-    let n_rows: usize = readers.iter().map(|(key, _)| key.shape(spec)[0]).sum();
+    let rows_of = |key: TensorKey| key.shape(spec)[0];
+    let n_rows: usize = readers.iter().flat_map(|(keys, _)| keys).map(|&key| rows_of(key)).sum();
     let share = STREAM_ROWS as f64 / n_rows as f64;
-    let sampled = readers.into_iter().map(|(key, sizes)| {
-        let of_this = (key.shape(spec)[0] as f64 * share).ceil() as usize;
-        Sampled::of(input, key, of_this, sizes)
-    });
-    let sampled: Vec<Sampled> = sampled.collect::<Result<_, _>>()?;
+    let mut all = Vec::new();
+    for (keys, place) in readers {
+        all.extend(sampled(input, &keys, place, |key| (rows_of(key) as f64 * share).ceil() as usize)?);
+    }
+    if !spec.tied_head {
+        // It is looked up: an error is the same in every channel.
+        let (key, even) = (TensorKey::model(Role::Embedding), vec![1.0; spec.d_model]);
+        all.push(Sampled::rows_of(input, key, (rows_of(key) as f64 * share).ceil() as usize, &even)?);
+    }
     slmc_formats::release_all();
-    in_blocks(&sampled)
+    in_blocks(&all)
 }
 
 fn in_blocks(matrices: &[Sampled]) -> Result<BlockOrder, StageError> {
@@ -90,28 +98,56 @@ fn in_blocks(matrices: &[Sampled]) -> Result<BlockOrder, StageError> {
     BlockOrder::new(neighbours(&readers, BLOCK), BLOCK).map_err(failed)
 }
 
-/// Some rows of a matrix, and what an error in each column costs; at a scale at which matrices can be compared.
+/// Rows of a matrix, or tokens in front of some, and what an error in each column costs.
 struct Sampled {
     rows: Array2<f32>,
     costs: Vec<f32>,
 }
 
+/// Some rows of each matrix at a place, and the place's tokens: runtimes round them, too, in the same blocks.
+fn sampled(
+    input: &Checkpoint,
+    keys: &[TensorKey],
+    place: &Place,
+    n_rows: impl Fn(TensorKey) -> usize,
+) -> Result<Vec<Sampled>, StageError> {
+    let mut all = Vec::with_capacity(keys.len() + 1);
+    let mut energies = vec![0.0_f32; place.sizes.len()];
+    for &key in keys {
+        let matrix = Sampled::rows_of(input, key, n_rows(key), &place.sizes)?;
+        let rows = matrix.rows.rows();
+        rows.into_iter().for_each(|row| energies.iter_mut().zip(row).for_each(|(sum, w)| *sum += w * w));
+        all.push(matrix);
+    }
+    let n_rows: usize = all.iter().map(|matrix| matrix.rows.nrows()).sum();
+    let count = INPUTS * n_rows as f64 / place.tokens.nrows().max(1) as f64;
+    all.push(Sampled::new(place.tokens.clone(), energies, count));
+    Ok(all)
+}
+
 impl Sampled {
     /// A column's error costs what the column sees, less what others make up for: about the root of its mean square, as the
     /// conditional variances of inputs show.
-    fn of(input: &Checkpoint, key: TensorKey, n_rows: usize, sizes: &[f32]) -> Result<Self, StageError> {
+    fn rows_of(input: &Checkpoint, key: TensorKey, n_rows: usize, sizes: &[f32]) -> Result<Self, StageError> {
         let weight = input.weights.read(key).map_err(failed)?;
         let step = weight.n_rows().div_ceil(n_rows.max(1));
         let picked: Vec<usize> = (step / 2..weight.n_rows()).step_by(step).collect();
-        let n_columns = weight.n_columns();
         let numbers = slmc_blocks::decode_weight(&weight.with_rows(&picked)).map_err(failed)?;
-        let mut rows = Array2::from_shape_vec((picked.len(), n_columns), numbers).map_err(failed)?;
-        let mean_cost = sizes.iter().map(|&x| f64::from(x)).sum::<f64>() / n_columns as f64;
-        let costs: Vec<f32> = sizes.iter().map(|&x| (f64::from(x) / mean_cost.max(1e-30)) as f32).collect();
-        let squares = rows.rows().into_iter().flat_map(|row| row.to_vec().into_iter().zip(costs.clone()));
-        let mean = squares.map(|(w, cost)| f64::from(w * w * cost)).sum::<f64>() / rows.len().max(1) as f64;
-        let scale = if mean > 0.0 { (1.0 / mean.sqrt()) as f32 } else { 0.0 };
+        let rows = Array2::from_shape_vec((picked.len(), sizes.len()), numbers).map_err(failed)?;
+        Ok(Self::new(rows, sizes.to_vec(), 1.0))
+    }
+
+    /// At a scale at which the rows of one count as much as those of another, times `count`.
+    fn new(mut rows: Array2<f32>, mut costs: Vec<f32>, count: f64) -> Self {
+        let mean_cost = costs.iter().map(|&cost| f64::from(cost)).sum::<f64>() / costs.len() as f64;
+        costs.iter_mut().for_each(|cost| *cost = (f64::from(*cost) / mean_cost.max(1e-30)) as f32);
+        let mut sum = 0.0;
+        for row in rows.rows() {
+            sum += row.iter().zip(&costs).map(|(w, cost)| f64::from(w * w * cost)).sum::<f64>();
+        }
+        let mean = sum / rows.len().max(1) as f64;
+        let scale = if mean > 0.0 { ((count / mean).sqrt()) as f32 } else { 0.0 };
         rows.mapv_inplace(|w| w * scale);
-        Ok(Self { rows, costs })
+        Self { rows, costs }
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
-use slmc_compress::quant::{Codes, Factor, Grid, Hessian, Outputs, SolveSettings, solve};
+use slmc_compress::quant::{Codes, Factor, Grid, Hessian, Outputs, SolveSettings, energies, solve};
 use slmc_ir::{Checkpoint, Format, Role, TensorKey, Weight};
 use slmc_recipe::StageError;
 
@@ -84,7 +84,7 @@ pub fn solve_all(
     let solved = match store.record("ends") {
         Some(solved) => solved,
         None => {
-            let solved = solve_ends(passes, head, wanted, token_counts, how.damping, store)?;
+            let solved = solve_ends(passes, head, wanted, token_counts, how, store)?;
             store.finish("ends", &solved)?;
             solved
         }
@@ -123,7 +123,7 @@ fn solve_input(
     how: How,
     store: &Store,
 ) -> Result<Vec<Solved>, StageError> {
-    let Input { hessian, weight, rows: all_rows, gradients } = input;
+    let Input { hessian, weight, rows: all_rows, gradients, rounding } = input;
     let hessian = mean_of(hessian, weight);
     let mut factors = Factors { hessian: &hessian, damping: how.damping, found: Vec::new() };
     let mut projections = Vec::new();
@@ -133,17 +133,24 @@ fn solve_input(
         let shape = key.shape(passes.checkpoint.spec());
         let weight = Array2::from_shape_vec((shape[0], shape[1]), weight_of(passes, key)?).map_err(failed)?;
         let n_tokens = passes.n_tokens() as f64;
-        let outputs = gradients.map(|sum| Outputs::new(&mean_of(sum, n_tokens), OUTPUT_DAMPING));
+        let by_rows: Vec<f64> = rows.iter().map(|&row| f64::from(row) / n_tokens).collect();
+        let gradients = gradients.map(|sum| mean_of(sum, n_tokens));
+        let energies = match &gradients {
+            Some(gradients) => energies(weight.view(), gradients),
+            None => energies_by_rows(weight.view(), &by_rows),
+        };
+        let inputs_kl = rounding.iter().map(|of| (of.block(), of.cost(&energies) / 2.0)).collect();
+        let outputs = gradients.map(|mean| Outputs::new(&mean, OUTPUT_DAMPING));
         let outputs = outputs.transpose().map_err(|e| failed(format!("{key}: {e}")))?;
         let row_weights = match &outputs {
             Some(outputs) => outputs.weights().to_vec(),
-            None => rows.iter().map(|&row| f64::from(row) / n_tokens).collect(),
+            None => by_rows,
         };
         for &format in formats {
             let grid = how.grid_of(format).ok_or_else(|| failed(format!("{format} is not solved for")))?;
             factors.make(&grid).map_err(|e| failed(format!("{key}: {e}")))?;
         }
-        projections.push(Projection { key, weight, outputs, row_weights });
+        projections.push(Projection { key, weight, outputs, row_weights, inputs_kl });
     }
     // Each format of each projection by itself: rows that make up for each other leave little to do at once.
     let each = projections.iter().flat_map(|of| wanted[&of.key].iter().map(move |&format| (of, format)));
@@ -176,6 +183,24 @@ struct Projection {
     outputs: Option<Outputs>,
     /// What a row's error costs, twice.
     row_weights: Vec<f64>,
+    /// What rounding its inputs in blocks of this width costs.
+    inputs_kl: Vec<(usize, f64)>,
+}
+
+/// The cost of the width that a runtime takes for a format: the format's own.
+fn inputs_kl(of: &[(usize, f64)], how: How, format: Format) -> Option<f64> {
+    // Schemes are multiplied by floats.
+    let of = of.iter().find(|(block, _)| how.scheme.is_none() && *block == format.block_weights());
+    of.map(|(_, kl)| *kl)
+}
+
+/// `Σ over rows of r w²` of each column.
+fn energies_by_rows(weight: ArrayView2<'_, f32>, row_weights: &[f64]) -> Vec<f64> {
+    let mut sums = vec![0.0; weight.ncols()];
+    for (row, by) in weight.rows().into_iter().zip(row_weights) {
+        sums.iter_mut().zip(row).for_each(|(sum, &w)| *sum += by * f64::from(w) * f64::from(w));
+    }
+    sums
 }
 
 impl Projection {
@@ -202,6 +227,7 @@ impl Projection {
         Ok(Candidate {
             format,
             kl: costs.sum(),
+            inputs_kl: inputs_kl(&self.inputs_kl, how, format),
             relative_error: relative(codes.squares(self.weight.view())),
             n_bytes: packed.bytes().len() as u64,
         })
@@ -249,7 +275,7 @@ fn solve_ends(
     head: Input,
     wanted: &Wanted,
     token_counts: &[f64],
-    damping: f64,
+    how: How,
     store: &Store,
 ) -> Result<Vec<Solved>, StageError> {
     let spec = passes.checkpoint.spec();
@@ -281,6 +307,9 @@ fn solve_ends(
             couples_rows: false,
             candidates: Vec::new(),
         };
+        let energies = energies_of_head(&weight, outs, n_tokens)?;
+        let rounding: Vec<(usize, f64)> =
+            head.rounding.iter().map(|of| (of.block(), of.cost(&energies) / 2.0)).collect();
         let classes = classes(ins, outs, &input, &output);
         for &format in formats {
             let grid = grid_of(format).ok_or_else(|| failed(format!("{format} is not solved for")))?;
@@ -291,8 +320,8 @@ fn solve_ends(
                 let mut mixed = <Hessian as slmc_compress::LayerStats>::empty(spec.d_model);
                 mixed.add_scaled(&input, (a / rows.len() as f64) as f32);
                 mixed.add_scaled(&output, (b / rows.len() as f64) as f32);
-                let factor =
-                    Factor::new(&mixed, &grid, damping, true).map_err(|e| failed(format!("{key}: {e}")))?;
+                let factor = Factor::new(&mixed, &grid, how.damping, true)
+                    .map_err(|e| failed(format!("{key}: {e}")))?;
                 (solved.damping, solved.n_dead) = (factor.damping, factor.n_dead);
                 for rows in rows.chunks(ROWS_AT_ONCE) {
                     let numbers = slmc_blocks::decode_weight(&weight.with_rows(rows)).map_err(failed)?;
@@ -312,6 +341,7 @@ fn solve_ends(
             solved.candidates.push(Candidate {
                 format,
                 kl,
+                inputs_kl: inputs_kl(&rounding, how, format),
                 relative_error: relative(squares),
                 n_bytes: packed.bytes().len() as u64,
             });
@@ -319,6 +349,19 @@ fn solve_ends(
         all.push(solved);
     }
     Ok(all)
+}
+
+/// What an error of each input of a head costs. As an embedding a matrix is looked up, and nothing is rounded.
+fn energies_of_head(weight: &Weight, outs: &[f64], n_tokens: f64) -> Result<Vec<f64>, StageError> {
+    let mut energies = vec![0.0; weight.n_columns()];
+    let rows: Vec<usize> = (0..weight.n_rows()).collect();
+    for rows in rows.chunks(ROWS_AT_ONCE) {
+        let numbers = slmc_blocks::decode_weight(&weight.with_rows(rows)).map_err(failed)?;
+        let part = ArrayView2::from_shape((rows.len(), energies.len()), &numbers).map_err(failed)?;
+        let by_rows: Vec<f64> = rows.iter().map(|&row| outs[row] / n_tokens).collect();
+        energies.iter_mut().zip(energies_by_rows(part, &by_rows)).for_each(|(sum, part)| *sum += part);
+    }
+    Ok(energies)
 }
 
 /// Rows by the share of their input part, in equal steps of its logarithm.

@@ -14,8 +14,11 @@ use crate::kept;
 pub struct Candidate {
     /// The format.
     pub format: Format,
-    /// Estimated KL divergence that it adds, in nats a token.
+    /// Estimated KL divergence that rounding the weights adds, in nats a token.
     pub kl: f64,
+    /// Estimated KL divergence that a runtime adds which rounds what the weights are multiplied by in blocks of this width;
+    /// where that is looked at.
+    pub inputs_kl: Option<f64>,
     /// Squared error of the weights over the weights' squares.
     pub relative_error: f64,
     /// Bytes that it takes.
