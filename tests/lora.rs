@@ -133,7 +133,7 @@ fn an_adapter_of_a_base_in_another_order_fits_the_model_before() {
     for (name, base) in [("float", &text(&tiny_teacher())), ("packed", &base)] {
         let out = path(name);
         let fixed = ["lora", "merge", "--base", base, "--adapter", &text(&adapter), "--data", &data];
-        let found = run_json(fixed.iter().chain(&["--out", &out.as_str()]));
+        let found = run_json(fixed.iter().chain(&["--out", out.as_str()]));
         let merged = found["merge"]["stored_nll"].as_f64().unwrap();
         // The losses are over the same questions, if not over the same number of them.
         assert!(
