@@ -130,8 +130,11 @@ fn an_adapter_of_a_base_in_another_order_fits_the_model_before() {
     let after = held_out["after"].as_f64().unwrap_or_else(|| panic!("{held_out}"));
     let before = held_out["before"].as_f64().unwrap();
     assert!(after < 0.97 * before, "{held_out}");
-    for (name, base) in [("float", &text(&tiny_teacher())), ("packed", &base)] {
-        let out = path(name);
+    // A folder made of it has its channels where they were.
+    let folder_of_it = path("folder");
+    run_json(["convert", &base, "--out", &folder_of_it]);
+    for (name, base) in [("float", &text(&tiny_teacher())), ("packed", &base), ("folder", &folder_of_it)] {
+        let out = path(&format!("merged-{name}"));
         let fixed = ["lora", "merge", "--base", base, "--adapter", &text(&adapter), "--data", &data];
         let found = run_json(fixed.iter().chain(&["--out", out.as_str()]));
         let merged = found["merge"]["stored_nll"].as_f64().unwrap();

@@ -8,8 +8,8 @@ use slmc_eval::{
     Baseline, EvalText, Journal, Paired, Windowing, compare_with_baseline, key_of,
     tasks::{Asked, TaskResult, run_task},
 };
-use slmc_interop::Reordered;
-use slmc_ir::{Checkpoint, LanguageModel, Reordering, TokenId};
+use slmc_interop::in_order_of;
+use slmc_ir::{Checkpoint, LanguageModel, TokenId};
 
 use crate::{
     Cache, DataSection, GateError, Opened, Request, SessionModel, config::TaskBound, task_source::locate_task,
@@ -76,13 +76,7 @@ impl<'a> Pair<'a> {
 
     /// The baseline with its channels in the order that the model's have come into since: tensor lies beside tensor.
     pub fn baseline_beside_model(&self) -> Checkpoint {
-        let [model, baseline] = [&self.model, &self.baseline].map(|opened| &opened.checkpoint);
-        let order_of = |checkpoint: &Checkpoint| Reordering::of(&checkpoint.lineage, baseline.spec());
-        let order = order_of(model).relative_to(&order_of(baseline));
-        if order.is_none() {
-            return baseline.clone();
-        }
-        baseline.with_weights(Arc::new(Reordered::new(Arc::clone(&baseline.weights), order)))
+        in_order_of(&self.baseline.checkpoint, &self.model.checkpoint)
     }
 
     pub fn options(&self) -> EngineOptions {

@@ -44,5 +44,5 @@ pub use onnx::{
 };
 pub use open::{open, open_to_run};
 pub use packed::{PackError, PackedLayout, PackedScheme, Runtime, runtime_limits};
-pub use reordered::Reordered;
+pub use reordered::{Reordered, in_first_order, in_order_of};
 pub use write::{WriteOptions, Written};

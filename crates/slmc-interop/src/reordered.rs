@@ -2,7 +2,31 @@
 
 use std::sync::Arc;
 
-use slmc_ir::{Format, ModelSpec, Reordering, SourceError, TensorKey, Weight, WeightSource};
+use slmc_ir::{
+    Checkpoint, Format, Lineage, ModelSpec, Reordering, SourceError, TensorKey, Weight, WeightSource,
+};
+
+/// The checkpoint with its channels in the order that a model's have, where both come from one: tensor lies beside tensor.
+pub fn in_order_of(checkpoint: &Checkpoint, model: &Checkpoint) -> Checkpoint {
+    let order_of = |lineage: &Lineage| Reordering::of(lineage, checkpoint.spec());
+    with_order(checkpoint, order_of(&model.lineage).relative_to(&order_of(&checkpoint.lineage)))
+}
+
+/// The checkpoint with its channels in the order in which they were before any stage changed it, and no word of another.
+pub fn in_first_order(checkpoint: &Checkpoint) -> Checkpoint {
+    let spec = checkpoint.spec();
+    let order = Reordering::none(spec).relative_to(&Reordering::of(&checkpoint.lineage, spec));
+    let mut first = with_order(checkpoint, order);
+    first.lineage.steps.iter_mut().for_each(|step| step.channel_order = None);
+    first
+}
+
+fn with_order(checkpoint: &Checkpoint, order: Reordering) -> Checkpoint {
+    if order.is_none() {
+        return checkpoint.clone();
+    }
+    checkpoint.with_weights(Arc::new(Reordered::new(Arc::clone(&checkpoint.weights), order)))
+}
 
 /// The same function: what writes a channel and what reads it agree on its new place. Whole rows and single numbers move as they
 /// are stored; packed rows whose columns move are decoded.

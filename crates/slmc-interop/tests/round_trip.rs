@@ -10,10 +10,12 @@ use slmc_formats::{
     GgufHeader, GgufWriter,
     gguf::{Array, PlannedTensor, Value},
 };
-use slmc_interop::{Encoded, WriteOptions, Written, open, open_to_run, write_gguf, write_hf_folder};
+use slmc_interop::{
+    Encoded, Reordered, WriteOptions, Written, open, open_to_run, write_gguf, write_hf_folder,
+};
 use slmc_ir::{
-    Checkpoint, Family, Format, Lineage, MemorySource, ModelSpec, Role, SilentHost, Step, TensorKey,
-    WeightSource as _,
+    BlockOrder, ChannelOrder, Checkpoint, Family, Format, Lineage, MemorySource, ModelSpec, Reordering, Role,
+    SilentHost, Step, TensorKey, WeightSource as _,
 };
 
 fn to_gguf(checkpoint: &Checkpoint, path: &Path) -> Written {
@@ -180,10 +182,7 @@ fn names_and_lineage_are_carried() {
         seed: 7,
         inputs: Vec::new(),
         fallbacks: vec!["none".to_owned()],
-        channel_order: Some(slmc_ir::ChannelOrder {
-            stream: slmc_ir::BlockOrder::new((0..64).rev().collect(), 32).unwrap(),
-            hidden: Vec::new(),
-        }),
+        channel_order: None,
     };
     let mut original = checkpoint(spec(Family::Mistral), Some(bpe()));
     original.lineage = Lineage { steps: vec![step("prune")] };
@@ -202,6 +201,39 @@ fn names_and_lineage_are_carried() {
     let plain = checkpoint(spec(Family::Llama), None);
     to_gguf(&plain, &at("3.gguf"));
     assert!(header(&at("3.gguf")).metadata.iter().all(|(key, _)| !key.starts_with("slmc.")));
+}
+
+#[test]
+fn an_order_of_channels_is_carried_by_a_gguf_and_undone_in_a_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let original = checkpoint(spec(Family::Llama), Some(bpe()));
+    let backwards = |n: usize| BlockOrder::new((0..n).rev().collect(), 8).unwrap();
+    let spec = original.spec().clone();
+    let order = ChannelOrder {
+        stream: backwards(spec.d_model),
+        hidden: (0..spec.n_layers).map(|_| backwards(spec.d_ff)).collect(),
+    };
+    let weights = Reordered::new(Arc::clone(&original.weights), Reordering::from(&order));
+    let step = Step {
+        stage: "quantize".to_owned(),
+        slmc_version: "0.1.0".to_owned(),
+        settings: json!({}),
+        seed: 7,
+        inputs: Vec::new(),
+        fallbacks: Vec::new(),
+        channel_order: Some(order.clone()),
+    };
+    let lineage = Lineage { steps: vec![step] };
+    let reordered = Checkpoint { lineage: lineage.clone(), ..original.with_weights(Arc::new(weights)) };
+    to_gguf(&reordered, &at("reordered.gguf"));
+    let opened = open(&at("reordered.gguf")).unwrap();
+    assert_eq!(opened.lineage, lineage);
+    assert_same_weights(&opened, &reordered);
+    to_folder(&opened, &at("hf"));
+    let folder = open(&at("hf")).unwrap();
+    assert_same_weights(&folder, &original);
+    assert_eq!(folder.lineage.steps[0].channel_order, None);
 }
 
 #[test]

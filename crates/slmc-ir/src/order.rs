@@ -18,6 +18,15 @@ pub struct ChannelOrder {
     pub hidden: Vec<BlockOrder>,
 }
 
+impl ChannelOrder {
+    /// Whether a model of this shape has these channels.
+    pub fn fits(&self, spec: &ModelSpec) -> bool {
+        self.stream.order.len() == spec.d_model
+            && self.hidden.len() == spec.n_layers
+            && self.hidden.iter().all(|hidden| hidden.order.len() == spec.d_ff)
+    }
+}
+
 /// An order in which only the block matters that a channel is in: within a block channels are as they were.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Text", into = "Text")]
@@ -104,23 +113,21 @@ impl TryFrom<Text> for BlockOrder {
             return Err(OrderError("the last channel's block is cut off"));
         }
         let n_channels = members.len() / width;
-        let n_blocks = n_channels.div_ceil(block);
-        let mut blocks = vec![Vec::new(); n_blocks];
-        for (channel, digits) in members.as_bytes().chunks(width).enumerate() {
+        let mut numbers = Vec::with_capacity(n_channels);
+        for digits in members.as_bytes().chunks(width) {
             let mut number = 0;
             for digit in digits {
                 let digit = DIGITS.iter().position(|known| known == digit);
                 number = number * 64 + digit.ok_or(OrderError("a block's number is none"))?;
             }
-            let of = blocks.get_mut(number).ok_or(OrderError("a channel is in a block that is not there"))?;
-            of.push(channel);
+            numbers.push(number);
         }
-        let is_whole =
-            |(index, channels): (usize, &Vec<usize>)| channels.len() == block.min(n_channels - index * block);
-        if !blocks.iter().enumerate().all(is_whole) {
+        let mut order: Vec<usize> = (0..n_channels).collect();
+        order.sort_by_key(|&channel| numbers[channel]);
+        if order.iter().enumerate().any(|(i, &channel)| numbers[channel] != i / block) {
             return Err(OrderError("a block has too many channels or too few"));
         }
-        Self::new(blocks.concat(), block)
+        Ok(Self { block, order })
     }
 }
 
@@ -142,25 +149,24 @@ impl Reordering {
     /// What a model's steps have done to the order of its channels, all in all. Steps at which it had another shape do not count.
     pub fn of(lineage: &Lineage, spec: &ModelSpec) -> Self {
         let mut all = Self::none(spec);
-        for order in lineage.steps.iter().filter_map(|step| step.channel_order.as_ref()) {
-            all = all.then(order);
-        }
+        lineage
+            .steps
+            .iter()
+            .filter_map(|step| step.channel_order.as_ref())
+            .for_each(|order| all.follow(order));
         all
     }
 
     /// This, and then another; of that, what is of this shape.
-    fn then(&self, ChannelOrder { stream, hidden }: &ChannelOrder) -> Self {
-        let then = |before: &[usize], order: Option<&BlockOrder>| match order {
-            Some(order) if order.order.len() == before.len() => {
-                order.order.iter().map(|&channel| before[channel]).collect()
+    fn follow(&mut self, ChannelOrder { stream, hidden }: &ChannelOrder) {
+        let follow = |before: &mut Vec<usize>, BlockOrder { order, .. }: &BlockOrder| {
+            if order.len() == before.len() {
+                *before = order.iter().map(|&channel| before[channel]).collect();
             }
-            _ => before.to_vec(),
         };
-        let same_depth = hidden.len() == self.hidden.len();
-        let of = |index: usize| hidden.get(index).filter(|_| same_depth);
-        Self {
-            stream: then(&self.stream, Some(stream)),
-            hidden: (0..).zip(&self.hidden).map(|(index, before)| then(before, of(index))).collect(),
+        follow(&mut self.stream, stream);
+        if hidden.len() == self.hidden.len() {
+            self.hidden.iter_mut().zip(hidden).for_each(|(before, order)| follow(before, order));
         }
     }
 
@@ -254,9 +260,14 @@ mod tests {
         let block = |step| BlockOrder::new(shuffled(6, step), 2).unwrap();
         let first = ChannelOrder { stream: block(5), hidden: vec![block(1)] };
         let second = ChannelOrder { stream: block(1), hidden: vec![block(5)] };
+        let then = |before: &Reordering, order: &ChannelOrder| {
+            let mut after = before.clone();
+            after.follow(order);
+            after
+        };
         let none = Reordering { stream: (0..6).collect(), hidden: vec![(0..6).collect()] };
-        let one = none.then(&first);
-        let both = one.then(&second);
+        let one = then(&none, &first);
+        let both = then(&one, &second);
         // Channel names in the first order, then in the second.
         let expected: Vec<usize> =
             second.stream.order().iter().map(|&place| first.stream.order()[place]).collect();
@@ -266,6 +277,6 @@ mod tests {
         assert!(both.relative_to(&both).is_none() && !both.is_none());
         // Of another shape: left alone.
         let other = ChannelOrder { stream: BlockOrder::new(shuffled(8, 3), 2).unwrap(), hidden: vec![] };
-        assert_eq!(one.then(&other), one);
+        assert_eq!(then(&one, &other), one);
     }
 }

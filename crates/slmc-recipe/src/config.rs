@@ -319,8 +319,8 @@ pub struct QuantizeConfig {
     /// Dataset that the model is calibrated on; text that the model itself writes when absent.
     #[serde(default)]
     pub calibration: Option<String>,
-    /// Sequences of calibration. When absent 128; 512 where formats are chosen under a size, which takes its time anyway; or as
-    /// many as the text has.
+    /// Sequences of calibration. When absent 128; 512 where formats are chosen under a size and there is a text, which takes its time
+    /// anyway; or as many as the text has, and the history says so.
     #[serde(default)]
     pub n_sequences: Option<usize>,
     /// Tokens in each.
@@ -330,7 +330,8 @@ pub struct QuantizeConfig {
     #[serde(default = "defaults::damping")]
     pub damping: f64,
     /// Whether `gptq` and `auto` may bring channels beside their like, where a format has blocks: the same function, rounded
-    /// better. The file's history says which order that is; adapters of the model before do not fit the result.
+    /// better. The file's history says which order that is: `slmc lora` fits adapters of the model before to the result, other tools
+    /// do not.
     #[serde(default = "defaults::yes")]
     pub reorder: bool,
 }
@@ -339,7 +340,9 @@ impl QuantizeConfig {
     /// Sequences of calibration, if the text has as many.
     pub fn sequences(&self) -> usize {
         let under_a_size = self.target_bytes.is_some() || self.target_bpw.is_some();
-        self.n_sequences.unwrap_or(if under_a_size { 512 } else { 128 })
+        // A model writes slower than it reads.
+        let many = under_a_size && self.calibration.is_some();
+        self.n_sequences.unwrap_or(if many { 512 } else { 128 })
     }
 }
 

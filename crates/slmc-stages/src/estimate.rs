@@ -81,7 +81,8 @@ fn calibrated_bytes(spec: &ModelSpec) -> u64 {
     // A batch of sequences on its way through a block, both ways, and the program itself.
     const ALWAYS: u64 = 400 << 20;
     let logits = 3 * 256 * spec.vocab_size as u64 * 4;
-    let head = 5 * (spec.vocab_size * spec.d_model) as u64 + logits;
+    // Where channels come into another order, embedding and head are copies, not the file's pages.
+    let head = 7 * (spec.vocab_size * spec.d_model) as u64 + logits;
     let shapes: Vec<Vec<usize>> = Adapter::ROLES.map(|role| TensorKey::block(0, role).shape(spec)).to_vec();
     let square = |n: usize| (n * n) as u64;
     let weights: u64 = shapes.iter().map(|shape| 4 * (shape[0] * shape[1]) as u64).sum();

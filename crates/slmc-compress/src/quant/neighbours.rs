@@ -5,8 +5,6 @@
 //! them has that order. Here they are put beside their like, so that the sum over rows and blocks of `max w² · Σ c` is small, `c`
 //! being what an error in a channel costs: rounding costs that sum, up to a factor that is the format's.
 
-use rayon::prelude::*;
-
 use super::widest::widest;
 use crate::MatRef;
 
@@ -66,7 +64,7 @@ struct Layout {
 impl Layout {
     fn of(readers: &[Reader<'_>]) -> Self {
         let n = readers[0].rows.ncols();
-        let squares = (0..n).into_par_iter().map(|channel| {
+        let squares = (0..n).map(|channel| {
             let mut column: Vec<f32> = Vec::new();
             for reader in readers {
                 column.extend(reader.rows.column(channel).iter().map(|w| w * w));
@@ -243,17 +241,11 @@ mod tests {
     }
 
     #[test]
-    fn few_channels_no_rows_and_threads() {
+    fn few_channels_and_no_rows() {
         let rows = numbers(5, 40, 1);
         assert_eq!(neighbours(&[Reader { rows: rows.view(), costs: vec![1.0; 40] }], 32).len(), 40);
         let none = Array2::zeros((0, 64));
         let none = [Reader { rows: none.view(), costs: vec![1.0; 64] }];
         assert_eq!(neighbours(&none, 32), (0..64).collect::<Vec<_>>());
-        let matrices = matrices();
-        let run = |n_threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
-            pool.install(|| neighbours(&readers(&matrices), 32))
-        };
-        assert_eq!(run(1), run(3));
     }
 }

@@ -17,6 +17,7 @@ use crate::{
     error::WriteError,
     finite::is_lossless,
     packed::{PackedLayout, PackedScheme, fused_roles, module_name, quantization_config},
+    reordered::in_first_order,
     write::{Formats, WriteOptions, Written, check_options, is_matrix, read_checked},
 };
 
@@ -25,7 +26,8 @@ const UNPACKED: Format = Format::F16;
 
 /// Writes the checkpoint as a Hugging Face folder, which appears under its name when it is complete.
 ///
-/// Packed matrices are decoded: to [`WriteOptions::float`], or to f16, which is reported. Norms and biases have
+/// Channels that a stage has brought into another order are where they were. Packed matrices are decoded: to
+/// [`WriteOptions::float`], or to f16, which is reported; those whose columns move, to f32. Norms and biases have
 /// the matrices' format where that loses nothing, and f32 elsewhere.
 ///
 /// # Errors
@@ -37,7 +39,8 @@ pub fn write_hf_folder(
     options: &WriteOptions,
     host: &dyn Host,
 ) -> Result<Written, WriteError> {
-    write_shards_of(checkpoint, folder, options, host, None, MAX_SHARD_BYTES)
+    // Other tools lay such folders beside the model before, and adapters on them.
+    write_shards_of(&in_first_order(checkpoint), folder, options, host, None, MAX_SHARD_BYTES)
 }
 
 /// Matrices to be packed, and in which layout.

@@ -42,11 +42,6 @@ pub struct Input {
 /// Blocks that formats have.
 const BLOCKS: [usize; 2] = [32, 256];
 
-fn rounding(n_columns: usize) -> Vec<InputRounding> {
-    let fits = BLOCKS.into_iter().filter(|&block| n_columns.is_multiple_of(block));
-    fits.map(|block| InputRounding::empty(n_columns, block)).collect()
-}
-
 /// Rows of a projection beyond which what they have in common is left alone: a matrix as large as the square of their number,
 /// and time that grows with its cube.
 pub(crate) const MOST_COUPLED_ROWS: usize = 4096;
@@ -60,6 +55,8 @@ pub struct Passes<'a> {
     pub products: Products,
     /// Whether gradients are looked at beyond their squares.
     pub couples_rows: bool,
+    /// Whether what a runtime rounds is looked at.
+    pub rounds_inputs: bool,
     pub seed: u64,
     pub host: &'a dyn Host,
 }
@@ -147,7 +144,7 @@ impl Passes<'_> {
             weight: 0.0,
             rows,
             gradients: vec![None],
-            rounding: rounding(d),
+            rounding: self.rounding(d),
         };
         let n_layers = self.spec().n_layers;
         self.host.begin("gradients", self.n_tokens() as u64, "tokens");
@@ -207,7 +204,7 @@ impl Passes<'_> {
         let n_columns = shape(roles[0])[1];
         Input {
             hessian: Hessian::empty(n_columns),
-            rounding: rounding(n_columns),
+            rounding: self.rounding(n_columns),
             weight: 0.0,
             rows: roles.iter().map(|&role| (role, vec![0.0; shape(role)[0]])).collect(),
             gradients: roles
@@ -216,6 +213,11 @@ impl Passes<'_> {
                 .map(|n| (self.couples_rows && n <= MOST_COUPLED_ROWS).then(|| Hessian::empty(n)))
                 .collect(),
         }
+    }
+
+    fn rounding(&self, n_columns: usize) -> Vec<InputRounding> {
+        let fits = |block: &usize| self.rounds_inputs && n_columns.is_multiple_of(*block);
+        BLOCKS.into_iter().filter(fits).map(|block| InputRounding::empty(n_columns, block)).collect()
     }
 
     fn check_stop(&self) -> Result<(), StageError> {

@@ -17,7 +17,7 @@ mod store;
 use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::{Value, json};
-use slmc_interop::{Encoded, PackedLayout, WriteOptions, Written, write_gguf};
+use slmc_interop::{Encoded, PackedLayout, WriteOptions, Written, in_first_order, write_gguf};
 use slmc_ir::{Checkpoint, Format, Lineage, Outline, Role, TensorKey, TokenId, WeightSource};
 use slmc_model::Products;
 use slmc_recipe::{Finished, QuantizeConfig, Rejection, Stage, StageContext, StageError};
@@ -198,6 +198,8 @@ impl Stage for Quantize {
 
     fn run(&self, input: Option<Checkpoint>, context: &StageContext<'_>) -> Result<Finished, StageError> {
         let input = input.ok_or_else(|| StageError::Input("there is no model to quantize".to_owned()))?;
+        // A scheme's folders are laid beside the model before.
+        let input = if self.scheme().is_some() { in_first_order(&input) } else { input };
         let outline = outline_of(&input).map_err(StageError::Failed)?;
         let packed_before = outline.formats.iter().filter(|(_, format)| !format.is_float()).count();
         if packed_before > 0 {
@@ -245,13 +247,14 @@ impl Quantize {
         outline: &Outline,
         context: &StageContext<'_>,
     ) -> Result<Finished, StageError> {
-        let (mut wanted, fallbacks) = self.wanted(outline);
+        let (mut wanted, mut fallbacks) = self.wanted(outline);
         self.check_size(outline, &wanted)?;
-        let (sequences, counts) = self.calibration_set(input, context)?;
+        let Calibration { sequences, counts, shortage } = self.calibration_set(input, context)?;
+        fallbacks.extend(shortage);
         warn_all(&fallbacks, context);
         let store = Arc::new(Store::open(context.folder.join("solved"))?);
         let reorder = || order::reordered(input, &sequences, &store, context.host);
-        let reordered = self.reorders().then(reorder).transpose()?;
+        let reordered = self.reorders(outline).then(reorder).transpose()?;
         let (input, channel_order) = match &reordered {
             Some((reordered, order)) => (reordered, Some(order.clone())),
             None => (input, None),
@@ -270,6 +273,7 @@ impl Quantize {
             spill: Spill::create(context.folder.join("activations"))?,
             products: Products::half().unwrap_or_default(),
             couples_rows: self.method == Method::Gptq,
+            rounds_inputs: self.method == Method::Gptq && self.scheme().is_none(),
             seed: context.seed,
             host: context.host,
         };
@@ -305,8 +309,15 @@ impl Quantize {
 
     /// Whether channels are brought beside their like first: what formats of blocks gain by. Groups of a scheme are wider, and
     /// its folders are read beside others of the same model, adapters for one.
-    fn reorders(&self) -> bool {
-        self.config.reorder && self.method == Method::Gptq && !matches!(self.goal, Goal::Integers(_))
+    fn reorders(&self, input: &Outline) -> bool {
+        // Packed rows would have to be decoded, those of matrices that stay as they are, too.
+        let is_float = input.formats.iter().all(|(_, format)| format.is_float());
+        let in_blocks = match self.goal {
+            Goal::Format(format) => !format.is_float(),
+            Goal::Integers(_) => false,
+            Goal::FileBytes(_) | Goal::BitsPerWeight(_) => true,
+        };
+        self.config.reorder && self.method == Method::Gptq && is_float && in_blocks
     }
 
     /// What each tensor is solved in.
@@ -332,12 +343,11 @@ impl Quantize {
         }
     }
 
-    /// Token sequences, and how often each token comes in the whole text.
     fn calibration_set(
         &self,
         input: &Checkpoint,
         context: &StageContext<'_>,
-    ) -> Result<(Vec<Vec<TokenId>>, Vec<f64>), StageError> {
+    ) -> Result<Calibration, StageError> {
         let QuantizeConfig { n_sequences, seq_len, .. } = self.config;
         let wanted = self.config.sequences();
         let mut counts = vec![0.0; input.spec().vocab_size];
@@ -353,17 +363,16 @@ impl Quantize {
             let packed = pack_tokens(dataset.to_calibrate_on().into_iter(), input, &tokenizer_of(input)?)?;
             count(packed.tokens());
             let there = packed.tokens().len() / seq_len;
-            if n_sequences.is_none() && (1..wanted).contains(&there) {
-                context.host.warn(&format!(
-                    "calibration on {there} sequences of {seq_len} tokens: the text has no more"
-                ));
-            }
+            let is_short = n_sequences.is_none() && (1..wanted).contains(&there);
+            let shortage = is_short
+                .then(|| format!("calibration on {there} sequences of {seq_len}: the text has no more"));
             let n_sequences = n_sequences.unwrap_or(wanted.min(there.max(1)));
-            return Ok((sequences(data, n_sequences, seq_len, input, &self.around)?, counts));
+            let sequences = sequences(data, n_sequences, seq_len, input, &self.around)?;
+            return Ok(Calibration { sequences, counts, shortage });
         }
         context.host.warn("no calibration text is given: the model writes its own");
         let settings = SampleSettings {
-            n_tokens: n_sequences.unwrap_or(MODEL_WRITES.min(wanted)) * seq_len,
+            n_tokens: wanted * seq_len,
             document_len: seq_len,
             temperature: 1.0,
             seed: context.seed,
@@ -374,13 +383,10 @@ impl Quantize {
         let found: Vec<Vec<TokenId>> = tokens.chunks_exact(seq_len).map(<[TokenId]>::to_vec).collect();
         match found.is_empty() {
             true => Err(StageError::Failed("the model wrote too little text to calibrate on".to_owned())),
-            false => Ok((found, counts)),
+            false => Ok(Calibration { sequences: found, counts, shortage: None }),
         }
     }
 }
-
-/// Sequences that the model writes itself when it is not said how many: writing takes longer than reading.
-const MODEL_WRITES: usize = 128;
 
 /// The artefact's name: a file's, and that of a Hugging Face folder.
 const ARTEFACT: &str = "model.gguf";
@@ -407,6 +413,15 @@ fn write(
     let artefact = context.folder.join(ARTEFACT);
     write_gguf(&checkpoint, &artefact, &WriteOptions::default(), context.host)
         .map_err(|e| StageError::Failed(e.to_string()))
+}
+
+/// What a model is calibrated on.
+struct Calibration {
+    sequences: Vec<Vec<TokenId>>,
+    /// How often each token comes in the whole text.
+    counts: Vec<f64>,
+    /// That there is less of it than is usual.
+    shortage: Option<String>,
 }
 
 /// What files are put together from.

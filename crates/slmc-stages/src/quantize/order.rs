@@ -28,8 +28,9 @@ const HIDDEN_ROWS: usize = 512;
 /// others make up for.
 const INPUTS: f64 = 1.0 / 16.0;
 
-/// Sequences that are looked at: the channels' sizes are all that is wanted of them.
+/// Sequences that are looked at, and tokens of each: the channels' sizes are all that is wanted of them.
 const SEQUENCES: usize = 16;
+const SEQUENCE_TOKENS: usize = 512;
 
 /// The model with its channels in an order that is good for rounding, and that order: the one that an earlier run has found, if
 /// one has.
@@ -42,18 +43,24 @@ pub fn reordered(
     let order = match store.order()? {
         Some(order) => order,
         None => {
-            let order = order_of(input, &sequences[..SEQUENCES.min(sequences.len())], host)?;
+            let tokens = sequences[0].len().min(SEQUENCE_TOKENS);
+            let some: Vec<&[TokenId]> = sequences.iter().take(SEQUENCES).map(|s| &s[..tokens]).collect();
+            let order = order_of(input, &some, host)?;
             store.keep_order(&order)?;
             order
         }
     };
+    if !order.fits(input.spec()) {
+        let message = "order.json in the run's folder is of another model: start again with --fresh";
+        return Err(StageError::Input(message.to_owned()));
+    }
     let weights = Reordered::new(Arc::clone(&input.weights), Reordering::from(&order));
     Ok((input.with_weights(Arc::new(weights)), order))
 }
 
 fn order_of(
     input: &Checkpoint,
-    sequences: &[Vec<TokenId>],
+    sequences: &[&[TokenId]],
     host: &dyn Host,
 ) -> Result<ChannelOrder, StageError> {
     let places = Places::of(input, sequences, host)?;

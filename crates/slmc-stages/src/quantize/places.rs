@@ -30,7 +30,7 @@ pub struct Places {
 
 impl Places {
     /// One pass forwards, everything in memory.
-    pub fn of(input: &Checkpoint, sequences: &[Vec<TokenId>], host: &dyn Host) -> Result<Self, StageError> {
+    pub fn of(input: &Checkpoint, sequences: &[&[TokenId]], host: &dyn Host) -> Result<Self, StageError> {
         let spec = input.spec();
         let seq = sequences[0].len();
         let mut hidden = embed(input, sequences)?;
@@ -124,9 +124,9 @@ fn last(input: &Checkpoint, mut hidden: Vec<f32>) -> Result<Place, StageError> {
 }
 
 /// Embedded tokens, `[n_sequences, seq, d_model]`.
-fn embed(input: &Checkpoint, sequences: &[Vec<TokenId>]) -> Result<Vec<f32>, StageError> {
+fn embed(input: &Checkpoint, sequences: &[&[TokenId]]) -> Result<Vec<f32>, StageError> {
     let table = input.weights.read(TensorKey::model(Role::Embedding)).map_err(failed)?;
-    let rows: Vec<usize> = sequences.iter().flatten().map(|&token| token as usize).collect();
+    let rows: Vec<usize> = sequences.iter().copied().flatten().map(|&token| token as usize).collect();
     if rows.iter().any(|&row| row >= table.n_rows()) {
         return Err(StageError::Input("the calibration set has tokens that the model lacks".to_owned()));
     }

@@ -136,6 +136,7 @@ fn solve_input(
         let by_rows: Vec<f64> = rows.iter().map(|&row| f64::from(row) / n_tokens).collect();
         let gradients = gradients.map(|sum| mean_of(sum, n_tokens));
         let energies = match &gradients {
+            _ if rounding.is_empty() => Vec::new(),
             Some(gradients) => energies(weight.view(), gradients),
             None => energies_by_rows(weight.view(), &by_rows),
         };
@@ -187,11 +188,9 @@ struct Projection {
     inputs_kl: Vec<(usize, f64)>,
 }
 
-/// The cost of the width that a runtime takes for a format: the format's own.
-fn inputs_kl(of: &[(usize, f64)], how: How, format: Format) -> Option<f64> {
-    // Schemes are multiplied by floats.
-    let of = of.iter().find(|(block, _)| how.scheme.is_none() && *block == format.block_weights());
-    of.map(|(_, kl)| *kl)
+/// The cost of the width that a runtime takes for a format: the format's own. What schemes hold is multiplied by floats.
+fn inputs_kl(of: &[(usize, f64)], format: Format) -> Option<f64> {
+    of.iter().find(|(block, _)| *block == format.block_weights()).map(|(_, kl)| *kl)
 }
 
 /// `Σ over rows of r w²` of each column.
@@ -227,7 +226,7 @@ impl Projection {
         Ok(Candidate {
             format,
             kl: costs.sum(),
-            inputs_kl: inputs_kl(&self.inputs_kl, how, format),
+            inputs_kl: inputs_kl(&self.inputs_kl, format),
             relative_error: relative(codes.squares(self.weight.view())),
             n_bytes: packed.bytes().len() as u64,
         })
@@ -341,7 +340,7 @@ fn solve_ends(
             solved.candidates.push(Candidate {
                 format,
                 kl,
-                inputs_kl: inputs_kl(&rounding, how, format),
+                inputs_kl: inputs_kl(&rounding, format),
                 relative_error: relative(squares),
                 n_bytes: packed.bytes().len() as u64,
             });
@@ -378,13 +377,13 @@ fn classes(ins: &[f64], outs: &[f64], input: &Hessian, output: &Hessian) -> Vec<
     classes
 }
 
-/// A Hessian divided by the weight of its tokens.
 /// As [`normalized`], in the sum's own memory.
 fn mean_of(mut sum: Hessian, weight: f64) -> Hessian {
     sum.scale(if weight > 0.0 { (1.0 / weight) as f32 } else { 0.0 });
     sum
 }
 
+/// A Hessian divided by the weight of its tokens.
 pub(super) fn normalized(hessian: &Hessian, weight: f64) -> Hessian {
     let mut mean = <Hessian as slmc_compress::LayerStats>::empty(hessian.n_columns());
     mean.add_scaled(hessian, if weight > 0.0 { (1.0 / weight) as f32 } else { 0.0 });
