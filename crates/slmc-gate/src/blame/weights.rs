@@ -121,6 +121,9 @@ fn odd_rows(row_errors: &[f64]) -> Vec<usize> {
 /// Tensors of one format that are compared among themselves, at the least; fewer are compared with all others.
 const OWN_GROUP: usize = 8;
 
+/// Bits beyond which errors are as good as none.
+const MOST_BITS: f64 = 9.0;
+
 /// What tensors of a kind have in common.
 struct Common {
     /// The middle of a quantity, and the median distance from it.
@@ -140,13 +143,16 @@ impl Common {
 fn suspect(errors: &mut [TensorError]) {
     let log = |error: &TensorError| error.relative_error.max(NO_ERROR).ln();
     let kind = |error: &TensorError| error.key.role.is_matrix();
+    // A bit less doubles an error: what those of other formats would have in this one.
+    let bits = |error: &TensorError| error.format.bits_per_weight().min(MOST_BITS) * std::f64::consts::LN_2;
     let among = |like: &dyn Fn(&TensorError) -> bool, value: &dyn Fn(&TensorError) -> f64| {
         errors.iter().filter(|other| like(other)).map(value).collect::<Vec<f64>>()
     };
     let common = |error: &TensorError| {
         let alike = |other: &TensorError| kind(other) == kind(error);
         let own = among(&|other| alike(other) && other.format == error.format, &log);
-        let logs = if own.len() < OWN_GROUP { among(&alike, &log) } else { own };
+        let as_this = |other: &TensorError| log(other) + bits(other) - bits(error);
+        let logs = if own.len() < OWN_GROUP { among(&alike, &as_this) } else { own };
         [Common::of(logs), Common::of(among(&alike, &|other| other.gain))]
     };
     let common: Vec<[Common; 2]> = errors.iter().map(common).collect();
