@@ -1,7 +1,9 @@
 //! What goes through a model when it reads a text: for those who want to see what its weights are given.
 
-use slmc_ir::{Checkpoint, Role, TensorKey, TokenId};
+use slmc_ir::{Checkpoint, Role, TokenId};
 use slmc_model::{BlockPass, Products};
+
+use crate::embedding::Embedding;
 
 /// Numbers of one kind, of all tokens and blocks together.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,12 +21,10 @@ pub struct Activations {
 /// In words, when a tensor cannot be read or a token is none of the model's.
 pub fn activations(checkpoint: &Checkpoint, tokens: &[TokenId]) -> Result<Vec<Activations>, String> {
     let spec = checkpoint.spec();
-    let places: Vec<usize> = tokens.iter().map(|&token| token as usize).collect();
-    if places.is_empty() || places.iter().any(|&place| place >= spec.vocab_size) {
-        return Err("there is no text to read, or it is not of the model's tokens".to_owned());
+    if tokens.is_empty() {
+        return Err("there is no text to read".to_owned());
     }
-    let table = checkpoint.weights.read(TensorKey::model(Role::Embedding)).map_err(|e| e.to_string())?;
-    let mut hidden = slmc_blocks::decode_weight(&table.with_rows(&places)).map_err(|e| e.to_string())?;
+    let mut hidden = Embedding::of(checkpoint)?.rows(tokens)?;
     let sizes = [1, tokens.len()];
     let [mut stream, mut mixes, mut products] = [const { Vec::new() }; 3];
     for index in 0..spec.n_layers {

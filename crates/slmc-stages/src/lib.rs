@@ -7,6 +7,7 @@ mod apart;
 mod build;
 mod calibration;
 mod carve;
+mod embedding;
 mod estimate;
 mod evaluate;
 mod export;

@@ -17,6 +17,7 @@ use slmc_model::{BlockPass, HalfUnits, HeadPass, Matrix, MatrixMut, Products, Se
 use slmc_recipe::StageError;
 
 use super::spill::Spill;
+use crate::embedding::Embedding;
 
 /// Sequences that run through a block at once.
 const BATCH: usize = 4;
@@ -115,18 +116,10 @@ impl Passes<'_> {
     }
 
     fn embed(&self) -> Result<(), StageError> {
-        let key = TensorKey::model(Role::Embedding);
-        let table = self.checkpoint.weights.read(key).map_err(failed)?;
+        let embedding = Embedding::of(self.checkpoint).map_err(failed)?;
         let row = self.seq() * self.spec().d_model;
         for (index, tokens) in self.sequences.iter().enumerate() {
-            let rows: Vec<usize> = tokens.iter().map(|&token| token as usize).collect();
-            if rows.iter().any(|&row| row >= self.spec().vocab_size) {
-                return Err(StageError::Input(
-                    "the calibration set has tokens that the model lacks".to_owned(),
-                ));
-            }
-            let numbers = slmc_blocks::decode_weight(&table.with_rows(&rows)).map_err(failed)?;
-            self.spill.write(&name(0), index * row, &numbers)?;
+            self.spill.write(&name(0), index * row, &embedding.rows(tokens).map_err(StageError::Input)?)?;
         }
         slmc_formats::release_all();
         Ok(())

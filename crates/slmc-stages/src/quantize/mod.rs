@@ -288,12 +288,9 @@ impl Quantize {
             .collect();
         let material = Material { inner, solved, store };
         let mut lineage = context.history(&input.lineage, self, &fallbacks);
-        lineage
-            .steps
-            .iter_mut()
-            .next_back()
-            .into_iter()
-            .for_each(|step| step.channel_order = channel_order.clone());
+        if let Some(step) = lineage.steps.last_mut() {
+            step.channel_order.clone_from(&channel_order);
+        }
         let (written, formats, kl) = self.write_best(input, outline, &material, &lineage, context)?;
         let report = json!({
             "method": self.config.method,
@@ -343,6 +340,7 @@ impl Quantize {
         }
     }
 
+    /// From the text that is given, or from one that the model writes.
     fn calibration_set(
         &self,
         input: &Checkpoint,

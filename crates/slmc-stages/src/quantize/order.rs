@@ -98,10 +98,8 @@ fn stream_order(input: &Checkpoint, places: &Places) -> Result<BlockOrder, Stage
 }
 
 fn in_blocks(matrices: &[Sampled]) -> Result<BlockOrder, StageError> {
-    let readers: Vec<Reader<'_>> = matrices
-        .iter()
-        .map(|Sampled { rows, costs }| Reader { rows: rows.view(), costs: costs.clone() })
-        .collect();
+    let readers = matrices.iter().map(|Sampled { rows, costs }| Reader { rows: rows.view(), costs });
+    let readers: Vec<Reader<'_>> = readers.collect();
     BlockOrder::new(neighbours(&readers, BLOCK), BLOCK).map_err(failed)
 }
 

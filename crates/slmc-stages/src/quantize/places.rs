@@ -6,6 +6,7 @@ use slmc_model::{BlockPass, Products};
 use slmc_recipe::StageError;
 
 use super::solved::{failed, weight_in};
+use crate::embedding::Embedding;
 
 /// Tokens that are kept of each place.
 const TOKENS: usize = 96;
@@ -33,7 +34,9 @@ impl Places {
     pub fn of(input: &Checkpoint, sequences: &[&[TokenId]], host: &dyn Host) -> Result<Self, StageError> {
         let spec = input.spec();
         let seq = sequences[0].len();
-        let mut hidden = embed(input, sequences)?;
+        let tokens = sequences.iter().copied().flatten();
+        let embedding = Embedding::of(input).map_err(failed)?;
+        let mut hidden = embedding.rows(tokens).map_err(StageError::Input)?;
         let n_tokens = sequences.len() * seq;
         let (mut places, mut products) = (Vec::new(), Vec::new());
         host.begin("order", spec.n_layers as u64, "blocks");
@@ -121,14 +124,4 @@ fn last(input: &Checkpoint, mut hidden: Vec<f32>) -> Result<Place, StageError> {
     let mut seen = Looking::begin(gains.len(), hidden.len() / gains.len());
     seen.add(&hidden);
     Ok(seen.end())
-}
-
-/// Embedded tokens, `[n_sequences, seq, d_model]`.
-fn embed(input: &Checkpoint, sequences: &[&[TokenId]]) -> Result<Vec<f32>, StageError> {
-    let table = input.weights.read(TensorKey::model(Role::Embedding)).map_err(failed)?;
-    let rows: Vec<usize> = sequences.iter().copied().flatten().map(|&token| token as usize).collect();
-    if rows.iter().any(|&row| row >= table.n_rows()) {
-        return Err(StageError::Input("the calibration set has tokens that the model lacks".to_owned()));
-    }
-    slmc_blocks::decode_weight(&table.with_rows(&rows)).map_err(failed)
 }

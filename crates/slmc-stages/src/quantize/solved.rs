@@ -84,7 +84,7 @@ pub fn solve_all(
     let solved = match store.record("ends") {
         Some(solved) => solved,
         None => {
-            let solved = solve_ends(passes, head, wanted, token_counts, how, store)?;
+            let solved = solve_ends(passes, head, wanted, token_counts, how.damping, store)?;
             store.finish("ends", &solved)?;
             solved
         }
@@ -274,7 +274,7 @@ fn solve_ends(
     head: Input,
     wanted: &Wanted,
     token_counts: &[f64],
-    how: How,
+    damping: f64,
     store: &Store,
 ) -> Result<Vec<Solved>, StageError> {
     let spec = passes.checkpoint.spec();
@@ -319,8 +319,8 @@ fn solve_ends(
                 let mut mixed = <Hessian as slmc_compress::LayerStats>::empty(spec.d_model);
                 mixed.add_scaled(&input, (a / rows.len() as f64) as f32);
                 mixed.add_scaled(&output, (b / rows.len() as f64) as f32);
-                let factor = Factor::new(&mixed, &grid, how.damping, true)
-                    .map_err(|e| failed(format!("{key}: {e}")))?;
+                let factor =
+                    Factor::new(&mixed, &grid, damping, true).map_err(|e| failed(format!("{key}: {e}")))?;
                 (solved.damping, solved.n_dead) = (factor.damping, factor.n_dead);
                 for rows in rows.chunks(ROWS_AT_ONCE) {
                     let numbers = slmc_blocks::decode_weight(&weight.with_rows(rows)).map_err(failed)?;

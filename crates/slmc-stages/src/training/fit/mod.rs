@@ -20,7 +20,7 @@ use self::{
     origins::origins,
     wanted::{States, Walk, Wanted},
 };
-use crate::{kept, open::open_model};
+use crate::{embedding::Embedding, kept, open::open_model};
 
 /// Sequences that run through a block at once.
 const BATCH: usize = 8;
@@ -196,9 +196,8 @@ impl Fit<'_> {
     /// Both models before their first blocks.
     fn begin<'o>(&'o self, origins: &'o [usize]) -> Result<(Walk<'o>, Streams), StageError> {
         let embed = |model: &Checkpoint, tokens: &[Vec<TokenId>]| {
-            let table = model.weights.read(TensorKey::model(Role::Embedding)).map_err(failed)?;
-            let rows: Vec<usize> = tokens.iter().flatten().map(|&token| token as usize).collect();
-            slmc_blocks::decode_weight(&table.with_rows(&rows)).map_err(failed)
+            let embedding = Embedding::of(model).map_err(failed)?;
+            embedding.rows(tokens.iter().flatten()).map_err(StageError::Input)
         };
         let batches = || self.sequences.chunks(BATCH);
         let embedded = |model| batches().map(|some| embed(model, some)).collect::<Result<States, _>>();
