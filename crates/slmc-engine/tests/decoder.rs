@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use common::{Reference, Rounding, checkpoint, distance, tiny, tokens, worst};
 use slmc_engine::{BATCH_ROWS, Engine, EngineError, EngineOptions, KvType, Precision, Reading};
-use slmc_interop::Reordered;
-use slmc_ir::{Checkpoint, Family, Format, ForwardError, LanguageModel, ModelSpec, Reordering, TokenId};
+use slmc_interop::Rearranged;
+use slmc_ir::{
+    Channels, Checkpoint, Family, Format, ForwardError, LanguageModel, ModelSpec, Reordering, TokenId,
+};
 
 const FLOAT: EngineOptions = EngineOptions::exact(2);
 
@@ -334,7 +336,7 @@ fn weights_that_are_not_finite_are_refused() {
 }
 
 #[test]
-fn channels_in_another_order_are_the_same_model() {
+fn channels_in_another_order_and_of_another_size_are_the_same_model() {
     // Each with its channels where a multiplication puts them, packed and as floats.
     let shuffled = |n: usize, step: usize| -> Vec<usize> { (0..n).map(|i| (i * step + 5) % n).collect() };
     let coprime = |n: usize, from: usize| {
@@ -346,9 +348,12 @@ fn channels_in_another_order_are_the_same_model() {
             stream: shuffled(spec.d_model, coprime(spec.d_model, 7)),
             hidden: (0..spec.n_layers).map(|i| shuffled(spec.d_ff, coprime(spec.d_ff, 11 + 2 * i))).collect(),
         };
+        let sizes = |n: usize| -> Vec<f32> { (0..n).map(|i| ((i % 7) as f32 - 3.0).exp2()).collect() };
+        let mut channels = Channels { order, ..Channels::none(&spec) };
+        channels.scales.iter_mut().for_each(|block| *block = block.map(|scales| sizes(scales.len())));
         for format in [Format::F32, Format::F16] {
             let plain = checkpoint(&spec, seed, format);
-            let weights = Reordered::new(Arc::clone(&plain.weights), order.clone());
+            let weights = Rearranged::new(Arc::clone(&plain.weights), channels.clone());
             let tokens = tokens(&spec, 21);
             let expected = run(&plain, FLOAT, &tokens, 21);
             let found = run(&plain.with_weights(Arc::new(weights)), FLOAT, &tokens, 21);

@@ -8,7 +8,7 @@ use slmc_eval::{
     Baseline, EvalText, Journal, Paired, Windowing, compare_with_baseline, key_of,
     tasks::{Asked, TaskResult, run_task},
 };
-use slmc_interop::in_order_of;
+use slmc_interop::with_channels_of;
 use slmc_ir::{Checkpoint, LanguageModel, TokenId};
 
 use crate::{
@@ -74,9 +74,9 @@ impl<'a> Pair<'a> {
         })
     }
 
-    /// The baseline with its channels in the order that the model's have come into since: tensor lies beside tensor.
+    /// The baseline with its channels as the model's have become since: tensor lies beside tensor.
     pub fn baseline_beside_model(&self) -> Checkpoint {
-        in_order_of(&self.baseline.checkpoint, &self.model.checkpoint)
+        with_channels_of(&self.baseline.checkpoint, &self.model.checkpoint)
     }
 
     pub fn options(&self) -> EngineOptions {

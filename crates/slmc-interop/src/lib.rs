@@ -23,7 +23,7 @@ mod numbers;
 mod onnx;
 mod open;
 mod packed;
-mod reordered;
+mod rearranged;
 mod rotary;
 mod source;
 mod tokenizer;
@@ -44,5 +44,5 @@ pub use onnx::{
 };
 pub use open::{open, open_to_run};
 pub use packed::{PackError, PackedLayout, PackedScheme, Runtime, runtime_limits};
-pub use reordered::{Reordered, in_first_order, in_order_of};
+pub use rearranged::{Rearranged, in_first_order, with_channels_of};
 pub use write::{WriteOptions, Written};

@@ -7,10 +7,12 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use common::{checkpoint, spec, weights};
 use slmc_formats::{GgufHeader, SafetensorsHeader};
 use slmc_interop::{
-    AdapterAbout, Merged, Reordered, open_adapter, roles_of_targets, write_adapter_folder, write_adapter_gguf,
+    AdapterAbout, Merged, Rearranged, open_adapter, roles_of_targets, write_adapter_folder,
+    write_adapter_gguf,
 };
 use slmc_ir::{
-    Adapter, Factors, Family, Format, MemorySource, ModelSpec, Reordering, Role, TensorKey, WeightSource,
+    Adapter, Channels, Factors, Family, Format, MemorySource, ModelSpec, Reordering, Role, TensorKey,
+    WeightSource,
 };
 
 fn adapter(spec: &ModelSpec, roles: &[Role], rank: usize) -> Adapter {
@@ -182,12 +184,15 @@ fn an_adapter_follows_the_channels_of_its_model() {
     let model = checkpoint(spec.clone(), None);
     let adapter = adapter(&spec, &Adapter::ROLES, 3);
     let shuffled = |n: usize| -> Vec<usize> { (0..n).rev().collect() };
-    let order =
+    let sizes = |n: usize| -> Vec<f32> { (0..n).map(|i| ((i % 5) as f32 - 2.0).exp2()).collect() };
+    let mut channels = Channels::none(&spec);
+    channels.order =
         Reordering { stream: shuffled(spec.d_model), hidden: vec![shuffled(spec.d_ff); spec.n_layers] };
+    channels.scales.iter_mut().for_each(|block| *block = block.map(|scales| sizes(scales.len())));
     let merged = Merged::new(Arc::clone(&model.weights), adapter.clone()).unwrap();
-    let merged_then_moved = Reordered::new(Arc::new(merged), order.clone());
-    let moved = Reordered::new(Arc::clone(&model.weights), order.clone());
-    let moved_then_merged = Merged::new(Arc::new(moved), adapter.reordered(&order)).unwrap();
+    let merged_then_moved = Rearranged::new(Arc::new(merged), channels.clone());
+    let moved = Rearranged::new(Arc::clone(&model.weights), channels.clone());
+    let moved_then_merged = Merged::new(Arc::new(moved), adapter.with_channels(&channels, &spec)).unwrap();
     for &key in model.weights.keys() {
         let [one, other] = [&merged_then_moved as &dyn WeightSource, &moved_then_merged]
             .map(|source| slmc_blocks::decode_weight(&source.read(key).unwrap()).unwrap());

@@ -11,11 +11,12 @@ use slmc_formats::{
     gguf::{Array, PlannedTensor, Value},
 };
 use slmc_interop::{
-    Encoded, Reordered, WriteOptions, Written, open, open_to_run, write_gguf, write_hf_folder,
+    Encoded, Rearranged, WriteOptions, Written, open, open_to_run, with_channels_of, write_gguf,
+    write_hf_folder,
 };
 use slmc_ir::{
-    BlockOrder, ChannelOrder, Checkpoint, Family, Format, Lineage, MemorySource, ModelSpec, Reordering, Role,
-    SilentHost, Step, TensorKey, WeightSource as _,
+    BlockOrder, BlockScales, ChannelOrder, ChannelScales, Channels, Checkpoint, Family, Format, Lineage,
+    MemorySource, ModelSpec, Role, ScaleSteps, SilentHost, Step, TensorKey, WeightSource as _,
 };
 
 fn to_gguf(checkpoint: &Checkpoint, path: &Path) -> Written {
@@ -183,6 +184,7 @@ fn names_and_lineage_are_carried() {
         inputs: Vec::new(),
         fallbacks: vec!["none".to_owned()],
         channel_order: None,
+        channel_scales: None,
     };
     let mut original = checkpoint(spec(Family::Mistral), Some(bpe()));
     original.lineage = Lineage { steps: vec![step("prune")] };
@@ -204,7 +206,7 @@ fn names_and_lineage_are_carried() {
 }
 
 #[test]
-fn an_order_of_channels_is_carried_by_a_gguf_and_undone_in_a_folder() {
+fn channels_are_told_of_by_a_gguf_and_come_into_order_in_a_folder() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let original = checkpoint(spec(Family::Llama), Some(bpe()));
@@ -214,7 +216,17 @@ fn an_order_of_channels_is_carried_by_a_gguf_and_undone_in_a_folder() {
         stream: backwards(spec.d_model),
         hidden: (0..spec.n_layers).map(|_| backwards(spec.d_ff)).collect(),
     };
-    let weights = Reordered::new(Arc::clone(&original.weights), Reordering::from(&order));
+    let powers = |scales: &Vec<f32>| -> Vec<f32> {
+        (0..scales.len()).map(|i| ((i % 5) as f32 - 2.0).exp2()).collect()
+    };
+    let block = BlockScales::none(&spec).map(|ones| ScaleSteps::nearest(&powers(ones)));
+    let scales = ChannelScales { blocks: vec![block; spec.n_layers] };
+    let mut channels = Channels::none(&spec);
+    channels.scale(&scales);
+    let scaled =
+        original.with_weights(Arc::new(Rearranged::new(Arc::clone(&original.weights), channels.clone())));
+    channels.reorder(&order);
+    let weights = Rearranged::new(Arc::clone(&original.weights), channels);
     let step = Step {
         stage: "quantize".to_owned(),
         slmc_version: "0.1.0".to_owned(),
@@ -223,6 +235,7 @@ fn an_order_of_channels_is_carried_by_a_gguf_and_undone_in_a_folder() {
         inputs: Vec::new(),
         fallbacks: Vec::new(),
         channel_order: Some(order.clone()),
+        channel_scales: Some(scales.clone()),
     };
     let lineage = Lineage { steps: vec![step] };
     let reordered = Checkpoint { lineage: lineage.clone(), ..original.with_weights(Arc::new(weights)) };
@@ -232,8 +245,13 @@ fn an_order_of_channels_is_carried_by_a_gguf_and_undone_in_a_folder() {
     assert_same_weights(&opened, &reordered);
     to_folder(&opened, &at("hf"));
     let folder = open(&at("hf")).unwrap();
-    assert_same_weights(&folder, &original);
+    assert_same_weights(&folder, &scaled);
     assert_eq!(folder.lineage.steps[0].channel_order, None);
+    assert_eq!(folder.lineage.steps[0].channel_scales, Some(scales));
+    // The model before, beside either.
+    assert_same_weights(&with_channels_of(&original, &opened), &opened);
+    assert_same_weights(&with_channels_of(&original, &folder), &folder);
+    assert_same_weights(&with_channels_of(&folder, &original), &original);
 }
 
 #[test]

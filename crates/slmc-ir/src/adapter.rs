@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{ModelSpec, Part, Reordering, Role, TensorKey};
+use crate::{Channels, ModelSpec, Part, Role, TensorKey};
 
 /// Ranks beyond this are no longer low.
 const MAX_RANK: usize = 4096;
@@ -88,29 +88,41 @@ impl Adapter {
         Some([size(factors.a.len())?, size(factors.b.len())?])
     }
 
-    /// The same adapter for the same model with its channels in another order.
+    /// The same adapter for the same model with other channels.
     ///
     /// # Panics
     /// When the adapter is not of a model of that shape.
-    pub fn reordered(&self, order: &Reordering) -> Self {
-        let moved = |(&key, Factors { a, b }): (&TensorKey, &Factors)| {
-            let [rows, columns] = order.moves(key);
-            let a = match columns {
+    pub fn with_channels(&self, channels: &Channels, spec: &ModelSpec) -> Self {
+        let with = |(&key, Factors { a, b }): (&TensorKey, &Factors)| {
+            let [rows, columns] = channels.moves(key);
+            let [row_factors, column_factors] = channels.factors(key, spec);
+            let n_columns = a.len() / self.rank;
+            let mut a: Vec<f32> = match columns {
                 Some(columns) => a
-                    .chunks_exact(columns.len())
+                    .chunks_exact(n_columns)
                     .flat_map(|row| columns.iter().map(|&column| row[column]))
                     .collect(),
                 None => a.clone(),
             };
-            let b = match rows {
+            let mut b: Vec<f32> = match rows {
                 Some(rows) => {
                     rows.iter().flat_map(|&row| b[row * self.rank..(row + 1) * self.rank].to_vec()).collect()
                 }
                 None => b.clone(),
             };
+            if let Some(factors) = column_factors {
+                a.chunks_exact_mut(n_columns)
+                    .flat_map(|row| row.iter_mut().zip(&factors))
+                    .for_each(|(x, f)| *x *= f);
+            }
+            if let Some(factors) = row_factors {
+                b.chunks_exact_mut(self.rank)
+                    .zip(factors)
+                    .for_each(|(row, f)| row.iter_mut().for_each(|x| *x *= f));
+            }
             (key, Factors { a, b })
         };
-        Self { factors: self.factors.iter().map(moved).collect(), ..self.clone() }
+        Self { factors: self.factors.iter().map(with).collect(), ..self.clone() }
     }
 
     /// Proves that this is an adapter of some model.

@@ -1,9 +1,12 @@
 //! What a tensor does, and where: the only names that tensors have inside slmc.
 
+use serde::{Deserialize, Serialize};
+
 use crate::ModelSpec;
 
 /// What a tensor does in the decoder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Role {
     /// Token embedding, `[vocab_size, d_model]`; also the head when it is tied.
     Embedding,

@@ -6,6 +6,7 @@
 #![deny(missing_docs)]
 
 mod adapter;
+mod channels;
 mod checkpoint;
 mod format;
 mod host;
@@ -15,12 +16,14 @@ mod lineage;
 mod order;
 mod outline;
 mod quantized;
+mod scales;
 mod source;
 mod spec;
 mod tokenizer;
 mod weight;
 
 pub use adapter::{Adapter, AdapterError, Factors};
+pub use channels::Channels;
 pub use checkpoint::{Checkpoint, Extras};
 pub use format::{Format, UnknownFormat};
 pub use host::{Host, SilentHost};
@@ -30,6 +33,7 @@ pub use lineage::{Input, Lineage, Step};
 pub use order::{BlockOrder, ChannelOrder, OrderError, Reordering};
 pub use outline::Outline;
 pub use quantized::{Quantized, QuantizedError, QuantizedParts};
+pub use scales::{BlockScales, BlockSteps, ChannelScales, ScaleError, ScaleSteps};
 pub use source::{MemorySource, SourceError, WeightSource};
 pub use spec::{Activation, Biases, Family, ModelSpec, RopeScaling, SpecError};
 pub use tokenizer::{SpecialTokens, TokenizerFiles};

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ChannelOrder;
+use crate::{ChannelOrder, ChannelScales};
 
 /// A file that went in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,9 @@ pub struct Step {
     /// The order that it brought channels into; absent when they are as they were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channel_order: Option<ChannelOrder>,
+    /// What it multiplied the weights that read each channel by, before that; absent when they are as they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channel_scales: Option<ChannelScales>,
 }
 
 /// The steps from the imported files to this checkpoint, oldest first.

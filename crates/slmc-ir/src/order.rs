@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Lineage, ModelSpec, Part, Role, TensorKey};
+use crate::{ModelSpec, Part, Role, TensorKey, scales::DIGITS};
 
 /// What a stage did to the order of channels.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,8 +43,6 @@ struct Text {
     block: usize,
     members: String,
 }
-
-const DIGITS: &[u8; 64] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_";
 
 /// An order that is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -146,19 +144,8 @@ impl Reordering {
         Self { stream: (0..spec.d_model).collect(), hidden: vec![(0..spec.d_ff).collect(); spec.n_layers] }
     }
 
-    /// What a model's steps have done to the order of its channels, all in all. Steps at which it had another shape do not count.
-    pub fn of(lineage: &Lineage, spec: &ModelSpec) -> Self {
-        let mut all = Self::none(spec);
-        lineage
-            .steps
-            .iter()
-            .filter_map(|step| step.channel_order.as_ref())
-            .for_each(|order| all.follow(order));
-        all
-    }
-
     /// This, and then another; of that, what is of this shape.
-    fn follow(&mut self, ChannelOrder { stream, hidden }: &ChannelOrder) {
+    pub(crate) fn follow(&mut self, ChannelOrder { stream, hidden }: &ChannelOrder) {
         let follow = |before: &mut Vec<usize>, BlockOrder { order, .. }: &BlockOrder| {
             if order.len() == before.len() {
                 *before = order.iter().map(|&channel| before[channel]).collect();

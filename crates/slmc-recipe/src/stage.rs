@@ -44,6 +44,7 @@ impl StageContext<'_> {
             inputs: self.inputs.to_vec(),
             fallbacks: fallbacks.to_vec(),
             channel_order: None,
+            channel_scales: None,
         });
         lineage
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use slmc_formats::{AtomicDir, Existing, PlannedSafeTensor, SafetensorsHeader, SafetensorsWriter, map_file};
-use slmc_ir::{Adapter, Checkpoint, Factors, Format, ModelSpec, Reordering, TensorKey, Weight};
+use slmc_ir::{Adapter, Channels, Checkpoint, Factors, Format, ModelSpec, TensorKey, Weight};
 
 use super::{
     config,
@@ -26,14 +26,14 @@ const PREFIX: &str = "base_model.model.";
 const A: &str = ".lora_A.weight";
 const B: &str = ".lora_B.weight";
 
-/// Opens an adapter's folder for a model, whose channels may stand in an order of their own: folders hold adapters of the model
+/// Opens an adapter's folder for a model, whose channels may have become others: folders hold adapters of the model
 /// before, so that they go with it in PEFT.
 ///
 /// # Errors
 /// As [`open_adapter`].
 pub fn open_adapter_for(folder: &Path, base: &Checkpoint) -> Result<(Adapter, AdapterAbout), OpenError> {
     let (adapter, about) = open_adapter(folder, Some(base.spec()))?;
-    Ok((adapter.reordered(&Reordering::of(&base.lineage, base.spec())), about))
+    Ok((adapter.with_channels(&Channels::of(&base.lineage, base.spec()), base.spec()), about))
 }
 
 /// Opens an adapter's folder; with a spec, for a model of that spec.

@@ -17,7 +17,7 @@ use crate::{
     error::WriteError,
     finite::is_lossless,
     packed::{PackedLayout, PackedScheme, fused_roles, module_name, quantization_config},
-    reordered::in_first_order,
+    rearranged::in_first_order,
     write::{Formats, WriteOptions, Written, check_options, is_matrix, read_checked},
 };
 

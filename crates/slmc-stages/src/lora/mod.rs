@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde_json::json;
 use slmc_data::Batch;
 use slmc_interop::{AdapterAbout, WriteOptions, roles_of_targets, write_adapter_folder, write_hf_folder};
-use slmc_ir::{Adapter, Checkpoint, Format, Outline, Part, Reordering, Role, TensorKey, Weight};
+use slmc_ir::{Adapter, Channels, Checkpoint, Format, Outline, Part, Role, TensorKey, Weight};
 use slmc_model::{Frozen, Products, fresh_adapter};
 use slmc_recipe::{Finished, LoraConfig, Rejection, Stage, StageContext, StageError};
 use slmc_train::{AdapterInputs, Outcome, Precision, TrainSettings, train_adapter};
@@ -191,10 +191,10 @@ impl Lora {
             // Of a run that was broken off right here.
             std::fs::remove_dir_all(left).map_err(|e| failed(e.to_string()))?;
         }
-        // As the model before its channels came into another order takes it.
+        // As the model before its channels became others takes it.
         let spec = input.spec();
-        let order = Reordering::none(spec).relative_to(&Reordering::of(&input.lineage, spec));
-        let adapter = outcome.student.reordered(&order);
+        let channels = Channels::none(spec).relative_to(&Channels::of(&input.lineage, spec));
+        let adapter = outcome.student.with_channels(&channels, spec);
         write_adapter_folder(&adapter, &about, &folder).map_err(|e| failed(e.to_string()))?;
         // Beside a base as it is stored there is one way to merge, and the adapter has been measured already.
         let held_out_rows = if self.base_format.is_some() { &data.held_out[..] } else { &[] };

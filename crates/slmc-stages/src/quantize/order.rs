@@ -6,8 +6,8 @@ use std::sync::Arc;
 use ndarray::Array2;
 use rayon::prelude::*;
 use slmc_compress::quant::{Reader, neighbours};
-use slmc_interop::Reordered;
-use slmc_ir::{BlockOrder, ChannelOrder, Checkpoint, Host, Reordering, Role, TensorKey, TokenId};
+use slmc_interop::Rearranged;
+use slmc_ir::{BlockOrder, ChannelOrder, Channels, Checkpoint, Host, Role, TensorKey, TokenId};
 use slmc_recipe::StageError;
 
 use super::{
@@ -54,7 +54,9 @@ pub fn reordered(
         let message = "order.json in the run's folder is of another model: start again with --fresh";
         return Err(StageError::Input(message.to_owned()));
     }
-    let weights = Reordered::new(Arc::clone(&input.weights), Reordering::from(&order));
+    let mut channels = Channels::none(input.spec());
+    channels.reorder(&order);
+    let weights = Rearranged::new(Arc::clone(&input.weights), channels);
     Ok((input.with_weights(Arc::new(weights)), order))
 }
 

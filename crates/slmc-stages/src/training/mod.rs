@@ -9,7 +9,7 @@ mod teacher;
 use std::sync::Arc;
 
 use serde_json::json;
-use slmc_interop::in_order_of;
+use slmc_interop::with_channels_of;
 use slmc_ir::{Checkpoint, Host, Outline};
 use slmc_model::{Decoder, Products};
 use slmc_recipe::{Budget, DistillConfig, Finished, Rejection, Stage, StageContext, StageError, TrainConfig};
@@ -241,7 +241,7 @@ impl Stage for Training {
     fn run(&self, input: Option<Checkpoint>, context: &StageContext<'_>) -> Result<Finished, StageError> {
         let input = input.ok_or_else(|| StageError::Input("there is no model to train".to_owned()))?;
         // Channel beside channel: their hidden states may be compared, and their weights.
-        let teacher = self.teacher(context)?.map(|teacher| in_order_of(&teacher, &input));
+        let teacher = self.teacher(context)?.map(|teacher| with_channels_of(&teacher, &input));
         if let Some(teacher) = &teacher {
             check_same_tokenizer(teacher, &input)?;
             self.check_same_width(teacher, &input)?;
