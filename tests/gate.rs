@@ -169,10 +169,17 @@ fn damage_is_forbidden_whatever_it_costs() {
         let (code, report, said) = bench.gate(&path, &[]);
         assert_eq!(code, 0, "{size}: {report} {said}");
     }
-    // That one has its channels in another order; and so has what is damaged of it.
-    let reordered = bench.path("reordered");
+    // That one has its channels in another order; and so has what is damaged of it. Another has them scaled.
+    let (reordered, scaled) = (bench.path("reordered"), bench.path("scaled"));
     std::fs::rename(&path, &reordered).unwrap();
-    for source in [&tiny_teacher(), Path::new(&reordered)] {
+    let fixed = ["quantize", &teacher(), "--method", "awq", "--format", "q4_0", "--out", &path];
+    let calibration =
+        ["--calibration", data.to_str().unwrap(), "--set", "n_sequences=8", "--set", "seq_len=128"];
+    run_json(fixed.iter().chain(&calibration));
+    let (code, report, said) = bench.gate(&path, &[]);
+    assert_eq!(code, 0, "{report} {said}");
+    std::fs::rename(&path, &scaled).unwrap();
+    for source in [&tiny_teacher(), Path::new(&reordered), Path::new(&scaled)] {
         for (key, damage) in [
             (TensorKey::block(3, Role::Down), Damage::Scale(1.05)),
             (TensorKey::block(6, Role::Query), Damage::SwapRows(5, 40)),

@@ -12,7 +12,8 @@ pub struct QuantizeArgs {
     /// The model
     pub model: String,
     /// How levels are chosen. rtn: to the nearest, without calibration. awq: the same, after channels that carry much on
-    /// a calibration text were made larger. gptq: errors are made up for by the weights not rounded yet. auto: the best there is
+    /// a calibration text were made larger. gptq: errors are made up for by the weights not rounded yet. auto: these and what
+    /// they make together are tried and measured on text that is kept aside, and the best is taken
     #[arg(long, default_value = "rtn", value_parser = ["rtn", "awq", "gptq", "auto"], value_name = "M")]
     pub method: String,
     /// Format of the projections: q4_0 q4_1 q5_0 q5_1 q8_0 iq4_nl mxfp4 q2_k q3_k q4_k q5_k q6_k iq4_xs (f16 bf16 f32); or a scheme
@@ -28,6 +29,9 @@ pub struct QuantizeArgs {
     /// Format of the embedding and of an untied head beside --format; q8_0 when absent
     #[arg(long, value_name = "F")]
     pub embedding_format: Option<String>,
+    /// Of --method auto, the time that it may take; it calibrates on as much text as that allows
+    #[arg(long, value_name = "M")]
+    pub minutes: Option<f64>,
     /// Text to calibrate on: text, JSONL, a folder of texts or a dataset manifest; written by the model itself when absent
     #[arg(long, value_name = "D")]
     pub calibration: Option<String>,

@@ -119,6 +119,7 @@ pub fn quantize(args: &QuantizeArgs, session: &Session<'_>) -> Result<(), Failur
     put("target_bpw", args.target_bpw.map(Value::Float));
     put("embedding_format", args.embedding_format.as_deref().map(text));
     put("calibration", args.calibration.as_deref().map(text));
+    put("minutes", args.minutes.map(Value::Float));
     set(&mut quantize, &args.set)?;
     let mut stages = Vec::new();
     if let Some(tuning) = tuning(args, quantize.get("seq_len"))? {
@@ -241,6 +242,11 @@ impl Work {
             "tensors": report.get("tensors"),
             "estimated_kl": report.get("estimated_kl"),
             "channels_reordered": report.get("channels_reordered"),
+            "channels_scaled": report.get("channels_scaled"),
+            "way": report.get("way"),
+            "tried": report.get("tried"),
+            "held_out_kld": report.get("held_out_kld"),
+            "calibration_tokens": report.get("calibration_tokens"),
             "removed_blocks": report.get("removed_blocks"),
             "prepared": report.get("prepared"),
             "stages": summary.stages,
@@ -254,7 +260,11 @@ impl Work {
             last.bits_per_weight
         );
         self.keep_record().or_run()?;
-        output::print(session.global.json, &document, &text)
+        output::print(
+            session.global.json,
+            &document,
+            &[Some(text), ways(&report)].into_iter().flatten().collect::<Vec<_>>().join("\n"),
+        )
     }
 
     /// Moves the artefact to where it was asked for when it is of that kind already, and writes it anew otherwise.
@@ -290,6 +300,24 @@ impl Work {
         }
         std::fs::remove_dir_all(&self.folder)
     }
+}
+
+/// The ways to round that were tried, the best first, and what the result loses; nothing where none was.
+fn ways(report: &serde_json::Value) -> Option<String> {
+    let mut tried: Vec<(&str, f64)> = report
+        .get("tried")?
+        .as_array()?
+        .iter()
+        .filter_map(|one| Some((one.get("way")?.as_str()?, one.get("kld")?.as_f64()?)))
+        .collect();
+    tried.sort_by(|a, b| a.1.total_cmp(&b.1));
+    let loses = report.get("held_out_kld").and_then(serde_json::Value::as_f64)?;
+    let tried: Vec<String> = tried.iter().map(|(way, kld)| format!("{kld:.5} {way}")).collect();
+    let way = report.get("way")?.as_str()?;
+    Some(format!(
+        "KL divergence on text kept aside: {loses:.5} ({way}). Tried on less text: {}",
+        tried.join("; ")
+    ))
 }
 
 /// The most memory that this process has had, in bytes; 0 where the system does not say.

@@ -33,5 +33,6 @@ pub use gradients::{Grads, gradients};
 pub use load::{LoadError, read_matrix};
 pub use lora::{AdapterAdamW, AdapterGrads, Frozen, RowLoss, Rows, fresh_adapter};
 pub use loss::{DistillationLoss, distillation_loss, next_token_loss};
+pub use slices::divergence::{LastHidden, divergences};
 pub use slices::passes::{BlockPass, HeadPass, HeadSeen, Mixed, Seen};
 pub use slmc_kernels::{Distillation, HalfUnits, Matrix, MatrixMut, Products, add_moments_half};

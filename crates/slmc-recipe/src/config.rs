@@ -19,6 +19,8 @@ pub enum StageConfig {
     Lora(LoraConfig),
     /// The same function in rotated coordinates.
     Rotate(RotateConfig),
+    /// The same function with channels scaled for rounding.
+    Scale(ScaleConfig),
     /// Fewer bits a weight.
     Quantize(QuantizeConfig),
     /// A file for a runtime.
@@ -27,8 +29,8 @@ pub enum StageConfig {
 
 impl StageConfig {
     /// The names that `use = "…"` may have.
-    pub const NAMES: [&'static str; 8] =
-        ["fresh", "carve", "train", "distill", "lora", "rotate", "quantize", "export"];
+    pub const NAMES: [&'static str; 9] =
+        ["fresh", "carve", "train", "distill", "lora", "rotate", "scale", "quantize", "export"];
 
     /// Name of the stage's kind.
     pub fn kind(&self) -> &'static str {
@@ -39,6 +41,7 @@ impl StageConfig {
             Self::Distill(_) => "distill",
             Self::Lora(_) => "lora",
             Self::Rotate(_) => "rotate",
+            Self::Scale(_) => "scale",
             Self::Quantize(_) => "quantize",
             Self::Export(_) => "export",
         }
@@ -63,6 +66,7 @@ impl StageConfig {
                 ("eval_data", train.eval_data.as_mut()),
                 ("teacher", teacher.as_mut()),
             ],
+            Self::Scale(c) => vec![("calibration", Some(&mut c.calibration))],
             Self::Quantize(c) => vec![("calibration", c.calibration.as_mut())],
             Self::Rotate(_) | Self::Export(_) => Vec::new(),
         };
@@ -117,6 +121,25 @@ pub struct RotateConfig {
     /// Rotate the values of each head.
     #[serde(default = "defaults::yes")]
     pub heads: bool,
+    /// Float format of what is written.
+    #[serde(default = "defaults::half")]
+    pub dtype: String,
+}
+
+/// The same function with channels scaled so that rounding hurts least (AWQ, arXiv:2306.00978): for a later stage that rounds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScaleConfig {
+    /// What the projections will be rounded to: a ggml format, or a scheme such as `w4g128`.
+    pub format: String,
+    /// Dataset on which scales are searched.
+    pub calibration: String,
+    /// Sequences of it.
+    #[serde(default = "defaults::scale_sequences")]
+    pub n_sequences: usize,
+    /// Tokens in each.
+    #[serde(default = "defaults::ctx")]
+    pub seq_len: usize,
     /// Float format of what is written.
     #[serde(default = "defaults::half")]
     pub dtype: String,
@@ -294,8 +317,9 @@ impl LoraConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct QuantizeConfig {
-    /// How levels are chosen: `rtn` (round to nearest), `awq` (the same after scaling channels), `gptq` (errors made up for by the weights not rounded yet, on a
-    /// calibration set), or `auto`, the best of them.
+    /// How levels are chosen: `rtn` (round to nearest), `awq` (the same after scaling channels), `gptq` (errors made up for by the
+    /// weights not rounded yet, on a calibration set), or `auto`: these and what they make together are tried, measured on a part of the
+    /// text that is kept aside, and the best is taken.
     #[serde(default = "defaults::rtn")]
     pub method: String,
     /// Format of the projections: a ggml format, or a scheme such as `w4g128` or `w4g128-asym` (4 bits, a scale for 128 columns).
@@ -319,8 +343,8 @@ pub struct QuantizeConfig {
     /// Dataset that the model is calibrated on; text that the model itself writes when absent.
     #[serde(default)]
     pub calibration: Option<String>,
-    /// Sequences of calibration. When absent 128; 512 where formats are chosen under a size and there is a text, which takes its time
-    /// anyway; or as many as the text has, and the history says so.
+    /// Sequences of calibration. When absent 128; 512 of a text where formats are chosen under a size or the method is `auto`, which
+    /// takes its time anyway; or as many as the text has, and the history says so.
     #[serde(default)]
     pub n_sequences: Option<usize>,
     /// Tokens in each.
@@ -329,6 +353,10 @@ pub struct QuantizeConfig {
     /// Added to the diagonal of the second moments, as a share of its mean.
     #[serde(default = "defaults::damping")]
     pub damping: f64,
+    /// Of `auto`, the time that it may take: ways to round are tried in a third of it, and as much text is calibrated on as the rest
+    /// allows. No limit when absent.
+    #[serde(default)]
+    pub minutes: Option<f64>,
     /// Whether `gptq` and `auto` may bring channels beside their like, where a format has blocks: the same function, rounded
     /// better. The file's history says which order that is: `slmc lora` fits adapters of the model before to the result, other tools
     /// do not.
@@ -339,9 +367,9 @@ pub struct QuantizeConfig {
 impl QuantizeConfig {
     /// Sequences of calibration, if the text has as many.
     pub fn sequences(&self) -> usize {
-        let under_a_size = self.target_bytes.is_some() || self.target_bpw.is_some();
+        let takes_time = self.target_bytes.is_some() || self.target_bpw.is_some() || self.method == "auto";
         // A model writes slower than it reads.
-        let many = under_a_size && self.calibration.is_some();
+        let many = takes_time && self.calibration.is_some();
         self.n_sequences.unwrap_or(if many { 512 } else { 128 })
     }
 }
@@ -378,6 +406,9 @@ mod defaults {
     }
     pub fn half() -> String {
         "f16".to_owned()
+    }
+    pub fn scale_sequences() -> usize {
+        32
     }
     pub fn calibration_sequences() -> usize {
         16

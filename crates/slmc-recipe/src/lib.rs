@@ -18,7 +18,7 @@ mod sweep;
 
 pub use config::{
     Budget, CarveConfig, DistillConfig, EvalConfig, ExportConfig, FreshConfig, LoraConfig, QuantizeConfig,
-    RotateConfig, StageConfig, TrainConfig,
+    RotateConfig, ScaleConfig, StageConfig, TrainConfig,
 };
 pub use fallbacks::summarized;
 pub use folder::{FinishedStage, RunFolder};

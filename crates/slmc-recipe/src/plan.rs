@@ -39,6 +39,17 @@ pub enum PlanError {
         /// Why, and what would help.
         reason: String,
     },
+    /// A transformation that nothing later makes use of.
+    #[error(
+        "stage {index} ({name}) changes weights for a later rounding, and none comes: add a `quantize` stage behind it",
+        index = .index + 1
+    )]
+    Aimless {
+        /// Position from 0.
+        index: usize,
+        /// The stage's name.
+        name: String,
+    },
     /// There is no model to begin with.
     #[error(
         "the recipe names no `model`, and its first stage makes none: add `model = \"…\"` or a `fresh` stage"
@@ -56,6 +67,9 @@ impl Plan {
         if input.is_none() && recipe.stages.first().is_some_and(|entry| entry.config.kind() != "fresh") {
             return Err(PlanError::NoModel);
         }
+        if let Some((index, entry)) = aimless(&recipe.stages) {
+            return Err(PlanError::Aimless { index, name: entry.name.clone() });
+        }
         let mut stages: Vec<PlannedStage> = Vec::new();
         for (index, entry) in recipe.stages.iter().enumerate() {
             let rejected = |reason: String| PlanError::Rejected { index, name: entry.name.clone(), reason };
@@ -66,4 +80,12 @@ impl Plan {
         }
         Ok(Self { recipe, input, model: None, stages })
     }
+}
+
+/// The first stage that changes weights and not the function while nothing later rounds them.
+fn aimless(stages: &[StageEntry]) -> Option<(usize, &StageEntry)> {
+    let kind = |entry: &StageEntry| entry.config.kind();
+    let rounded = stages.iter().rposition(|entry| kind(entry) == "quantize").unwrap_or(0);
+    let is_transform = |entry: &StageEntry| ["rotate", "scale"].contains(&kind(entry));
+    stages.iter().enumerate().find(|(index, entry)| is_transform(entry) && *index >= rounded)
 }

@@ -193,6 +193,7 @@ fn stage_entry(index: usize, mut table: Table) -> Result<StageEntry, RecipeError
         "distill" => StageConfig::Distill(distill(table, &place)?),
         "lora" => StageConfig::Lora(lora(table, &place)?),
         "rotate" => StageConfig::Rotate(typed(table, &place)?),
+        "scale" => StageConfig::Scale(typed(table, &place)?),
         "quantize" => StageConfig::Quantize(typed(table, &place)?),
         "export" => StageConfig::Export(typed(table, &place)?),
         other => {

@@ -20,6 +20,7 @@ pub fn check_apart(plan: &Plan, surroundings: &Surroundings) -> Result<Vec<Strin
     for entry in &plan.recipe.stages {
         let (key, data) = match &entry.config {
             StageConfig::Carve(config) => ("calibration", Some(&config.calibration)),
+            StageConfig::Scale(config) => ("calibration", Some(&config.calibration)),
             StageConfig::Quantize(config) => ("calibration", config.calibration.as_ref()),
             StageConfig::Train(config) => ("data", Some(&config.data)),
             StageConfig::Distill(config) => ("data", Some(&config.train.data)),

@@ -5,7 +5,13 @@ use std::sync::Arc;
 use slmc_recipe::{Stage, StageConfig, StageEntry};
 
 use crate::{
-    Surroundings, carve::Carve, export::Export, fresh::Fresh, lora::Lora, quantize::Quantize, rotate::Rotate,
+    Surroundings,
+    carve::Carve,
+    export::Export,
+    fresh::Fresh,
+    lora::Lora,
+    quantize::{Quantize, Scale},
+    rotate::Rotate,
     training::Training,
 };
 
@@ -19,6 +25,7 @@ pub fn build(entry: &StageEntry, surroundings: &Arc<Surroundings>) -> Result<Box
         StageConfig::Distill(config) => Box::new(Training::distill(config.clone(), around)?),
         StageConfig::Lora(config) => Box::new(Lora::new(config.clone(), around)?),
         StageConfig::Rotate(config) => Box::new(Rotate::new(config.clone())?),
+        StageConfig::Scale(config) => Box::new(Scale::new(config.clone(), around)?),
         StageConfig::Quantize(config) => Box::new(Quantize::new(config, around)?),
         StageConfig::Export(config) => Box::new(Export::new(config)?),
     })

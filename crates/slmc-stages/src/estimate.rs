@@ -4,7 +4,10 @@ use serde::Serialize;
 use slmc_ir::{Adapter, ModelSpec, TensorKey};
 use slmc_recipe::{Budget, DistillConfig, LoraConfig, Plan, StageConfig, TrainConfig};
 
-use crate::{quantize::MOST_COUPLED_ROWS, training::fitted_tokens};
+use crate::{
+    quantize::{MOST_COUPLED_ROWS, TRIED_SEQUENCES},
+    training::fitted_tokens,
+};
 
 /// Floating-point operations a second that two cores reach in training; a guess that only the time depends on.
 const ASSUMED_FLOPS: f64 = 150e9;
@@ -47,10 +50,15 @@ pub fn estimate(plan: &Plan) -> Vec<Estimate> {
             StageConfig::Fresh(_) => (model_bytes(&after.spec), 0, 1.0),
             StageConfig::Quantize(config) if config.method != "rtn" => {
                 let input = before.unwrap_or(after);
-                let n_tokens = (config.sequences() * config.seq_len) as f64;
-                // Forwards, again on the way back, back, sums, and solving.
-                let seconds = 8.0 * forward_flops(&input.spec) * n_tokens / ASSUMED_FLOPS;
-                (calibrated_bytes(&input.spec), 0, seconds)
+                let tried = if config.method == "auto" { TRIED_SEQUENCES } else { 0 };
+                let n_tokens = ((tried + config.sequences()) * config.seq_len) as f64;
+                let seconds = calibrating_seconds(&input.spec, n_tokens);
+                let at_most = config.minutes.map_or(f64::INFINITY, |minutes| minutes * 60.0);
+                (calibrated_bytes(&input.spec), 0, seconds.min(at_most))
+            }
+            StageConfig::Scale(config) => {
+                let n_tokens = (config.n_sequences * config.seq_len) as f64;
+                (calibrated_bytes(&after.spec), 0, calibrating_seconds(&after.spec, n_tokens))
             }
             StageConfig::Rotate(_) => (largest_tensor(&after.spec) * 3, 0, 10.0),
             StageConfig::Quantize(_) | StageConfig::Export(_) => (largest_tensor(&after.spec) * 6, 0, 2.0),
@@ -60,6 +68,11 @@ pub fn estimate(plan: &Plan) -> Vec<Estimate> {
         before = Some(after);
     }
     estimates
+}
+
+/// Forwards, again on the way back, back, sums, and solving.
+fn calibrating_seconds(spec: &ModelSpec, n_tokens: f64) -> f64 {
+    8.0 * forward_flops(spec) * n_tokens / ASSUMED_FLOPS
 }
 
 fn model_bytes(spec: &ModelSpec) -> u64 {

@@ -9,16 +9,15 @@ use rayon::prelude::*;
 use super::hessian::Hessian;
 use crate::MatRef;
 
-/// Exponents that are tried: 0 to 1.
-const N_STEPS: usize = 20;
+/// Exponents that are tried first, and the steps to both sides of the best that are tried then.
+const COARSE: [f64; 6] = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0];
+const CLOSER: [f64; 2] = [0.1, 0.05];
 
 /// How an input's channels are scaled, and what that gives.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ChannelScales {
+pub struct FoundScales {
     /// For each input channel what its weights are multiplied by, and what feeds it divided.
     pub scales: Vec<f32>,
-    /// The mean square of what each column of the scaled weight is multiplied by.
-    pub importance: Vec<f32>,
     /// The exponent of the activations' magnitude that was best.
     pub exponent: f64,
     /// Weighted output error with no scales.
@@ -30,32 +29,93 @@ pub struct ChannelScales {
 /// A weight as a format would store it, from the weight and for each column the mean square of what it is multiplied by.
 pub type RoundBy<'r> = dyn Fn(MatRef<'_>, &[f32]) -> Array2<f32> + Sync + 'r;
 
-/// The best scales `s_j = a_j^α` for weights `[rows, n_columns]` that share an input, each with what its rows' errors cost, `a_j`
-/// being the root mean square of channel `j` (of each group of `tied` channels together: heads that read one value head must
-/// scale alike). The error is that of the layer's output by the Hessian.
-pub fn channel_scales(
-    weights: &[(MatRef<'_>, &[f32])],
-    hessian: &Hessian,
-    tied: Option<&[usize]>,
-    round: &RoundBy<'_>,
-) -> ChannelScales {
+/// What a search of scales rests on.
+#[derive(Clone, Copy)]
+pub struct ScaleSearch<'a> {
+    /// Of the layer's input.
+    pub hessian: &'a Hessian,
+    /// Groups of channels that must scale alike: those of heads that read one value head.
+    pub tied: Option<&'a [usize]>,
+    /// What the scaled weight is stored as.
+    pub round: &'a RoundBy<'a>,
+    /// The scales near these that can be kept.
+    pub near: &'a (dyn Fn(&[f32]) -> Vec<f32> + Sync),
+}
+
+impl ScaleSearch<'_> {
+    /// The best scales `s_j = a_j^α` for weights `[rows, n_columns]` that share an input, each with what its rows' errors cost,
+    /// `a_j` being the root mean square of channel `j` (of each group of tied channels together). The error is that of the
+    /// layer's output by the Hessian.
+    pub fn best(&self, weights: &[(MatRef<'_>, &[f32])]) -> FoundScales {
+        let n = self.hessian.n_columns();
+        let magnitudes = magnitudes(self.hessian, self.tied);
+        let full: Vec<f32> = (0..n * n).map(|at| self.hessian.at(at / n, at % n)).collect();
+        let squares = self.hessian.diagonal();
+        let try_one = |exponent: f64| {
+            let scales = (self.near)(&scales(&magnitudes, exponent));
+            let of = |(weight, costs): &(MatRef<'_>, &[f32])| {
+                let rounded =
+                    (self.round)(scaled(*weight, &scales).view(), &importance_of(&squares, &scales));
+                let delta = Array2::from_shape_fn(weight.dim(), |(i, j)| {
+                    weight[[i, j]] - rounded[[i, j]] / scales[j]
+                });
+                error_by(delta.view(), costs, &full)
+            };
+            (exponent, scales.clone(), weights.iter().map(of).sum::<f64>())
+        };
+        let less = |best: Tried, next: Tried| if next.2 < best.2 { next } else { best };
+        let coarse: Vec<Tried> = COARSE.into_par_iter().map(try_one).collect();
+        let error_before = coarse[0].2;
+        let mut best = coarse.into_iter().reduce(less).unwrap_or((0.0, vec![1.0; n], error_before));
+        for step in CLOSER {
+            let sides = [best.0 - step, best.0 + step];
+            let inside = sides.into_par_iter().filter(|exponent| (0.0..=1.0).contains(exponent));
+            let tried: Vec<Tried> = inside.map(try_one).collect();
+            best = tried.into_iter().fold(best, less);
+        }
+        let (exponent, scales, error) = best;
+        FoundScales { scales, exponent, error_before, error }
+    }
+}
+
+/// An exponent, its scales, and their error.
+type Tried = (f64, Vec<f32>, f64);
+
+/// `Σ r_i (Δ H Δᵀ)_ii` with `r` what the rows' errors cost.
+pub fn output_error(delta: MatRef<'_>, costs: &[f32], hessian: &Hessian) -> f64 {
     let n = hessian.n_columns();
-    let magnitudes = magnitudes(hessian, tied);
     let full: Vec<f32> = (0..n * n).map(|at| hessian.at(at / n, at % n)).collect();
-    let tried: Vec<(f64, Vec<f32>, f64)> = (0..N_STEPS)
-        .into_par_iter()
-        .map(|step| {
-            let exponent = step as f64 / N_STEPS as f64;
-            let scales = scales(&magnitudes, exponent);
-            let error = weights.iter().map(|weight| scaled_error(*weight, &scales, &full, round)).sum();
-            (exponent, scales, error)
-        })
-        .collect();
-    let error_before = tried[0].2;
-    let best = tried.into_iter().reduce(|best, next| if next.2 < best.2 { next } else { best });
-    let (exponent, scales, error) = best.unwrap_or((0.0, vec![1.0; n], error_before));
-    let importance = scaled_importance(&hessian.diagonal(), &scales);
-    ChannelScales { scales, importance, exponent, error_before, error }
+    error_by(delta, costs, &full)
+}
+
+/// The mean square of what each column of a scaled weight is multiplied by; `squares` are those of the columns as they were.
+pub fn importance_of(squares: &[f32], scales: &[f32]) -> Vec<f32> {
+    squares.iter().zip(scales).map(|(square, s)| square / (s * s)).collect()
+}
+
+fn scaled(weight: MatRef<'_>, scales: &[f32]) -> Array2<f32> {
+    Array2::from_shape_fn(weight.dim(), |(i, j)| weight[[i, j]] * scales[j])
+}
+
+/// Rows of a product that are one piece of work.
+const PIECE: usize = 64;
+
+fn error_by(delta: MatRef<'_>, costs: &[f32], hessian: &[f32]) -> f64 {
+    let n = delta.ncols();
+    let hessian = FaerRef::from_row_major_slice(hessian, n, n);
+    let pieces: Vec<MatRef<'_>> = delta.axis_chunks_iter(ndarray::Axis(0), PIECE).collect();
+    let errors = pieces.into_par_iter().zip(costs.par_chunks(PIECE)).map(|(delta, costs)| {
+        let numbers: Vec<f32> = delta.iter().copied().collect();
+        let mut product = Mat::<f32>::zeros(delta.nrows(), n);
+        let delta = FaerRef::from_row_major_slice(&numbers, delta.nrows(), n);
+        matmul(product.as_mut(), Accum::Replace, delta, hessian, 1.0, Par::Seq);
+        let of_row = |i: usize| {
+            (0..n).map(|j| f64::from(numbers[i * n + j]) * f64::from(product[(i, j)])).sum::<f64>()
+        };
+        costs.iter().enumerate().map(|(i, &cost)| f64::from(cost) * of_row(i)).sum::<f64>()
+    });
+    // In order: the same bits on any number of threads.
+    errors.collect::<Vec<f64>>().into_iter().sum()
 }
 
 /// Root mean squares, up to a common factor.
@@ -74,32 +134,6 @@ fn scales(magnitudes: &[f64], exponent: f64) -> Vec<f32> {
     let scale =
         |&m: &f64| if m > 0.0 { ((m.ln() - mean) * exponent).exp().clamp(1e-4, 1e4) as f32 } else { 1.0 };
     magnitudes.iter().map(scale).collect()
-}
-
-/// The mean square of what each column of a scaled weight is multiplied by; `squares` are those of the columns as they were.
-fn scaled_importance(squares: &[f32], scales: &[f32]) -> Vec<f32> {
-    squares.iter().zip(scales).map(|(square, s)| square / (s * s)).collect()
-}
-
-/// `Σ r_i (Δ H Δᵀ)_ii` with `Δ = W - round(W diag(s)) diag(1/s)` and `r` what the rows' errors cost.
-fn scaled_error(
-    (weight, costs): (MatRef<'_>, &[f32]),
-    scales: &[f32],
-    hessian: &[f32],
-    round: &RoundBy<'_>,
-) -> f64 {
-    let (rows, n) = weight.dim();
-    let scaled = Array2::from_shape_fn((rows, n), |(i, j)| weight[[i, j]] * scales[j]);
-    let squares: Vec<f32> = (0..n).map(|j| hessian[j * n + j]).collect();
-    let rounded = round(scaled.view(), &scaled_importance(&squares, scales));
-    let delta: Vec<f32> = rounded.indexed_iter().map(|((i, j), v)| weight[[i, j]] - v / scales[j]).collect();
-    let delta_ref = FaerRef::from_row_major_slice(&delta, rows, n);
-    let mut product = Mat::<f32>::zeros(rows, n);
-    let hessian = FaerRef::from_row_major_slice(hessian, n, n);
-    matmul(product.as_mut(), Accum::Replace, delta_ref, hessian, 1.0, Par::Seq);
-    let of_row =
-        |i: usize| (0..n).map(|j| f64::from(delta[i * n + j]) * f64::from(product[(i, j)])).sum::<f64>();
-    costs.iter().enumerate().map(|(i, &cost)| f64::from(cost) * of_row(i)).sum()
 }
 
 #[cfg(test)]
@@ -124,12 +158,15 @@ mod tests {
         let mut hessian = Hessian::empty(32);
         hessian.observe(inputs.view());
         let weight = Array2::from_shape_fn((24, 32), |(i, j)| ((i * 31 + j * 17) as f32).sin());
-        let found = channel_scales(&[(weight.view(), &[1.0; 24])], &hessian, None, &coarse);
+        let near = |scales: &[f32]| scales.to_vec();
+        let search = ScaleSearch { hessian: &hessian, tied: None, round: &coarse, near: &near };
+        let found = search.best(&[(weight.view(), &[1.0; 24])]);
         assert!(found.exponent > 0.0 && found.error < 0.9 * found.error_before, "{found:?}");
         assert!(found.scales[3] > 1.5 * found.scales[4]);
         // Channels 0 to 15 read what channels 16 to 31 read, too.
         let tied: Vec<usize> = (0..32).map(|c| c % 16).collect();
-        let found = channel_scales(&[(weight.view(), &[1.0; 24])], &hessian, Some(&tied), &coarse);
+        let search = ScaleSearch { tied: Some(&tied), ..search };
+        let found = search.best(&[(weight.view(), &[1.0; 24])]);
         assert!((0..16).all(|c| found.scales[c] == found.scales[c + 16]));
     }
 }

@@ -3,14 +3,15 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use slmc_interop::Written;
-use slmc_ir::{Checkpoint, Format, Lineage, Outline, TensorKey};
+use slmc_ir::{Format, Lineage, Outline, TensorKey};
 use slmc_recipe::{StageContext, StageError};
 
 use super::{
-    Goal, Material, Quantize,
+    Goal, Quantize,
     choice::choose,
     solved::Wanted,
     store::{Chosen, Solved},
+    way::Material,
 };
 
 impl Quantize {
@@ -41,9 +42,8 @@ impl Quantize {
     /// Writes the best choice that keeps to the goal; what the file holds besides tensors is known once it is written.
     pub(super) fn write_best(
         &self,
-        input: &Checkpoint,
         outline: &Outline,
-        Material { inner, solved, store }: &Material,
+        Material { before, inner, solved, store, .. }: &Material,
         lineage: &Lineage,
         context: &StageContext<'_>,
     ) -> Result<(Written, BTreeMap<TensorKey, Format>, f64), StageError> {
@@ -64,12 +64,9 @@ impl Quantize {
                     rest as f64 / 1e6
                 ))
             })?;
-            let mut kept = formats.clone();
-            // Norms and biases that were scaled.
-            let scaled = TensorKey::all(&outline.spec).into_iter().filter(|&key| store.has(key, Format::F32));
-            kept.extend(scaled.map(|key| (key, Format::F32)));
-            let chosen = Chosen { inner: Arc::clone(inner), store: Arc::clone(store), formats: kept };
-            let written = self.write_chosen(input, chosen, lineage.clone(), context)?;
+            let chosen =
+                Chosen { inner: Arc::clone(inner), store: Arc::clone(store), formats: formats.clone() };
+            let written = self.write_chosen(before, chosen, lineage.clone(), context)?;
             if written.file_bytes <= limit {
                 return Ok((written, formats, kl));
             }

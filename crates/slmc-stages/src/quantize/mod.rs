@@ -1,39 +1,46 @@
-//! Fewer bits a weight: by rounding to the nearest level of each block (RTN, the baseline to beat), or by GPTQ on the
-//! formats' own grids, with a calibration set; in one format, or in the best mixture of formats under a size.
+//! Fewer bits a weight: by rounding to the nearest level of each block (RTN, the baseline to beat), after scaling channels (AWQ), or by
+//! GPTQ on the formats' own grids, with a calibration set; in one format, or in the best mixture of formats under a size.
 
+mod auto;
 mod awq;
 mod best;
 mod calibrate;
 mod choice;
+mod held_out;
 mod integers;
 mod order;
 mod pack;
 mod places;
+mod scales;
 mod scheme;
 mod solved;
 mod spill;
+mod stage_of_scales;
 mod store;
+mod way;
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::{Value, json};
 use slmc_interop::{Encoded, PackedLayout, WriteOptions, Written, in_first_order, write_gguf};
 use slmc_ir::{Checkpoint, Format, Lineage, Outline, Role, TensorKey, TokenId, WeightSource};
-use slmc_model::Products;
 use slmc_recipe::{Finished, QuantizeConfig, Rejection, Stage, StageContext, StageError};
 
-pub(crate) use self::{calibrate::MOST_COUPLED_ROWS, integers::folder_scheme};
+pub(crate) use self::{
+    auto::TRIED_SEQUENCES, calibrate::MOST_COUPLED_ROWS, integers::folder_scheme, stage_of_scales::Scale,
+};
 use self::{
-    calibrate::Passes,
+    auto::{Chooser, Decision, apart, n_held_out, with_formats},
     choice::mixed,
+    held_out::HeldOut,
     scheme::Scheme,
-    solved::{How, Wanted, solve_all},
-    spill::Spill,
+    solved::Wanted,
     store::{Solved, Store},
+    way::{Way, Work, spread},
 };
 use crate::{
     Surroundings,
-    calibration::{Dataset, pack as pack_tokens, sequences, tokenizer_of},
+    calibration::{Dataset, pack as pack_tokens, tokenizer_of},
     open::outline_of,
     sample::{SampleSettings, sample_documents},
 };
@@ -58,6 +65,8 @@ enum Method {
     Awq,
     /// Errors made up for by the weights not rounded yet.
     Gptq,
+    /// The best of these and of what they make together.
+    Auto,
 }
 
 /// What the result has to be.
@@ -78,7 +87,8 @@ impl Quantize {
         let method = match config.method.as_str() {
             "rtn" => Method::Rtn,
             "awq" => Method::Awq,
-            "gptq" | "auto" => Method::Gptq,
+            "gptq" => Method::Gptq,
+            "auto" => Method::Auto,
             other => {
                 return Err(format!("method `{other}` is not known: the methods are rtn, awq, gptq, auto"));
             }
@@ -96,8 +106,13 @@ impl Quantize {
             (None, None, Some(bits)) => return Err(format!("target_bpw = {bits}: bits must be above 0")),
             _ => return Err("only one of `format`, `target_bytes`, `target_bpw` can be given".to_owned()),
         };
-        if let (Method::Awq, Goal::Integers(scheme)) = (method, goal) {
-            return Err(format!("method `awq` does not make {}: use rtn or gptq", scheme.name()));
+        if let Some(minutes) = config.minutes {
+            if method != Method::Auto {
+                return Err("minutes: only method `auto` works to a time".to_owned());
+            }
+            if !(minutes.is_finite() && minutes > 0.0 && minutes < 1e6) {
+                return Err(format!("minutes = {minutes}: a time must be above 0"));
+            }
         }
         let layout = config.layout.as_deref().map(layout_of).transpose()?;
         if layout.is_some() && !matches!(goal, Goal::Integers(_)) {
@@ -240,68 +255,64 @@ impl Quantize {
         Ok(Finished { artefact: self.artefact(context), report, fallbacks })
     }
 
-    /// Solves on a calibration set.
+    /// Rounds by a calibration set.
     fn solve(
         &self,
         input: &Checkpoint,
         outline: &Outline,
         context: &StageContext<'_>,
     ) -> Result<Finished, StageError> {
-        let (mut wanted, mut fallbacks) = self.wanted(outline);
+        let (wanted, mut fallbacks) = self.wanted(outline);
         self.check_size(outline, &wanted)?;
-        let Calibration { sequences, counts, shortage } = self.calibration_set(input, context)?;
-        fallbacks.extend(shortage);
+        let calibration = self.calibration_set(input, context)?;
+        fallbacks.extend(calibration.shortage.clone());
         warn_all(&fallbacks, context);
+        let is_measured = !calibration.held_out.is_empty();
+        let held_out =
+            is_measured.then(|| HeldOut::of(input, &calibration.held_out, context.host)).transpose()?;
+        let mut trials = Vec::new();
+        let mut decision = Decision { way: self.way(outline), n_sequences: calibration.sequences.len() };
+        if self.method == Method::Auto {
+            let (calibration, held_out) = (&calibration, held_out.as_ref());
+            let chooser =
+                Chooser { quantize: self, input, outline, wanted: &wanted, calibration, held_out, context };
+            let left_out;
+            (decision, trials, left_out) = chooser.decide()?;
+            warn_all(&left_out, context);
+            fallbacks.extend(left_out);
+        }
+        let Decision { way, n_sequences } = decision;
+        let sequences = spread(&calibration.sequences, n_sequences);
         let store = Arc::new(Store::open(context.folder.join("solved"))?);
-        let reorder = || order::reordered(input, &sequences, &store, context.host);
-        let reordered = self.reorders(outline).then(reorder).transpose()?;
-        let (input, channel_order) = match &reordered {
-            Some((reordered, order)) => (reordered, Some(order.clone())),
-            None => (input, None),
-        };
-        let mut inner = Arc::clone(&input.weights);
-        if let (Method::Awq, Goal::Format(format)) = (self.method, self.goal) {
-            // What feeds embedding and head, or is fed by them, has nothing to be scaled back in.
-            wanted.retain(|key, _| key.block.is_some());
-            let mut plan = self.assign(outline, format).0;
-            plan.retain(|key, _| key.block.is_none());
-            inner = Arc::new(Encoded::new(inner, plan).map_err(|e| StageError::Failed(e.to_string()))?);
-        }
-        let passes = Passes {
-            checkpoint: input,
-            sequences: &sequences,
-            spill: Spill::create(context.folder.join("activations"))?,
-            products: Products::half().unwrap_or_default(),
-            couples_rows: self.method == Method::Gptq,
-            rounds_inputs: self.method == Method::Gptq && self.scheme().is_none(),
-            seed: context.seed,
-            host: context.host,
-        };
-        let how = How { method: self.method, damping: self.config.damping, scheme: self.scheme() };
-        let solved = solve_all(&passes, how, &wanted, &counts, &store)?;
-        drop(passes);
-        let by_name: BTreeMap<String, Solved> =
-            solved.into_iter().map(|solved| (solved.tensor.clone(), solved)).collect();
-        let solved: BTreeMap<TensorKey, Solved> = wanted
-            .keys()
-            .filter_map(|key| by_name.get(&key.to_string()).map(|solved| (*key, solved.clone())))
-            .collect();
-        let material = Material { inner, solved, store };
+        let counts = &calibration.counts;
+        let work = Work { input, wanted: &wanted, sequences: &sequences, counts, store, context };
+        let material = self.material(way, &work)?;
         let mut lineage = context.history(&input.lineage, self, &fallbacks);
-        if let Some(step) = lineage.steps.last_mut() {
-            step.channel_order.clone_from(&channel_order);
-        }
-        let (written, formats, kl) = self.write_best(input, outline, &material, &lineage, context)?;
+        material.note_channels(&mut lineage);
+        let (written, formats, kl) = self.write_best(outline, &material, &lineage, context)?;
+        let made = with_formats(&material, formats.clone());
+        let kld = held_out.map(|held_out| held_out.divergences(&made, context.host)).transpose()?;
+        let trials = trials.iter().map(|trial| json!({"way": trial.way.name(), "kld": trial.kld()}));
         let report = json!({
             "method": self.config.method,
+            "way": way.name(),
+            "tried": trials.collect::<Vec<_>>(),
+            "held_out_kld": kld.map(|klds| klds.iter().sum::<f64>() / klds.len() as f64),
             "file_bytes": written.file_bytes,
             "estimated_kl": kl,
             "calibration_tokens": sequences.len() * self.config.seq_len,
-            "channels_reordered": channel_order.is_some(),
+            "channels_reordered": material.order.is_some(),
+            "channels_scaled": material.scales.is_some(),
             "tensors": self.table(&written, &material.solved, &formats),
         });
         let _ = std::fs::remove_dir_all(context.folder.join("solved"));
         Ok(Finished { artefact: self.artefact(context), report, fallbacks })
+    }
+
+    /// What a method does to weights and channels; `auto` where nothing else is better.
+    fn way(&self, outline: &Outline) -> Way {
+        let is_awq = self.method == Method::Awq;
+        Way { scales: is_awq, reorders: !is_awq && self.reorders(outline), makes_up: !is_awq }
     }
 
     /// Whether channels are brought beside their like first: what formats of blocks gain by. Groups of a scheme are wider, and
@@ -314,7 +325,7 @@ impl Quantize {
             Goal::Integers(_) => false,
             Goal::FileBytes(_) | Goal::BitsPerWeight(_) => true,
         };
-        self.config.reorder && self.method == Method::Gptq && is_float && in_blocks
+        self.config.reorder && matches!(self.method, Method::Gptq | Method::Auto) && is_float && in_blocks
     }
 
     /// What each tensor is solved in.
@@ -340,49 +351,55 @@ impl Quantize {
         }
     }
 
-    /// From the text that is given, or from one that the model writes.
+    /// From the text that is given, or from one that the model writes; for `auto` some of it is kept aside.
     fn calibration_set(
         &self,
         input: &Checkpoint,
         context: &StageContext<'_>,
     ) -> Result<Calibration, StageError> {
         let QuantizeConfig { n_sequences, seq_len, .. } = self.config;
+        let is_auto = self.method == Method::Auto;
         let wanted = self.config.sequences();
-        let mut counts = vec![0.0; input.spec().vocab_size];
-        let mut count = |tokens: &[TokenId]| {
-            for &token in tokens {
-                if let Some(count) = counts.get_mut(token as usize) {
-                    *count += 1.0;
-                }
+        let tokens = match &self.config.calibration {
+            Some(data) => {
+                let dataset = Dataset::open(data, &self.around)?;
+                pack_tokens(dataset.to_calibrate_on().into_iter(), input, &tokenizer_of(input)?)?
+                    .tokens()
+                    .to_vec()
+            }
+            None => {
+                context.host.warn("no calibration text is given: the model writes its own");
+                let settings = SampleSettings {
+                    n_tokens: (wanted + if is_auto { n_held_out(usize::MAX, None) } else { 0 }) * seq_len,
+                    document_len: seq_len,
+                    temperature: 1.0,
+                    seed: context.seed,
+                    at_most: None,
+                };
+                sample_documents(input, settings, context.host)?.tokens
             }
         };
-        if let Some(data) = &self.config.calibration {
-            let dataset = Dataset::open(data, &self.around)?;
-            let packed = pack_tokens(dataset.to_calibrate_on().into_iter(), input, &tokenizer_of(input)?)?;
-            count(packed.tokens());
-            let there = packed.tokens().len() / seq_len;
-            let is_short = n_sequences.is_none() && (1..wanted).contains(&there);
-            let shortage = is_short
-                .then(|| format!("calibration on {there} sequences of {seq_len}: the text has no more"));
-            let n_sequences = n_sequences.unwrap_or(wanted.min(there.max(1)));
-            let sequences = sequences(data, n_sequences, seq_len, input, &self.around)?;
-            return Ok(Calibration { sequences, counts, shortage });
+        let mut counts = vec![0.0; input.spec().vocab_size];
+        for &token in &tokens {
+            if let Some(count) = counts.get_mut(token as usize) {
+                *count += 1.0;
+            }
         }
-        context.host.warn("no calibration text is given: the model writes its own");
-        let settings = SampleSettings {
-            n_tokens: wanted * seq_len,
-            document_len: seq_len,
-            temperature: 1.0,
-            seed: context.seed,
-            at_most: None,
-        };
-        let tokens = sample_documents(input, settings, context.host)?.tokens;
-        count(&tokens);
-        let found: Vec<Vec<TokenId>> = tokens.chunks_exact(seq_len).map(<[TokenId]>::to_vec).collect();
-        match found.is_empty() {
-            true => Err(StageError::Failed("the model wrote too little text to calibrate on".to_owned())),
-            false => Ok(Calibration { sequences: found, counts, shortage: None }),
+        let all: Vec<Vec<TokenId>> = tokens.chunks_exact(seq_len).map(<[TokenId]>::to_vec).collect();
+        let aside = if is_auto { n_held_out(all.len(), n_sequences) } else { 0 };
+        let [all, held_out] = apart(all, aside);
+        let (there, data) = (all.len(), self.config.calibration.as_deref().unwrap_or("the model's own text"));
+        let is_asked_for = n_sequences.is_some_and(|_| self.config.calibration.is_some());
+        if there == 0 || is_asked_for && there < wanted {
+            let n_tokens = tokens.len();
+            return Err(StageError::Input(format!(
+                "{data}: {n_tokens} tokens are not {wanted} sequences of {seq_len}"
+            )));
         }
+        let is_short = self.config.calibration.is_some() && there < wanted;
+        let shortage =
+            is_short.then(|| format!("calibration on {there} sequences of {seq_len}: the text has no more"));
+        Ok(Calibration { sequences: spread(&all, wanted), held_out, counts, shortage })
     }
 }
 
@@ -416,18 +433,12 @@ fn write(
 /// What a model is calibrated on.
 struct Calibration {
     sequences: Vec<Vec<TokenId>>,
+    /// What is kept aside, to measure on.
+    held_out: Vec<Vec<TokenId>>,
     /// How often each token comes in the whole text.
     counts: Vec<f64>,
     /// That there is less of it than is usual.
     shortage: Option<String>,
-}
-
-/// What files are put together from.
-struct Material {
-    /// What is not solved.
-    inner: Arc<dyn WeightSource>,
-    solved: BTreeMap<TensorKey, Solved>,
-    store: Arc<Store>,
 }
 
 impl Quantize {

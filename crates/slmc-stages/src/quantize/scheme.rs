@@ -4,7 +4,7 @@
 //! they can go into a GGUF as well: one set of codes, many files.
 
 use half::f16;
-use ndarray::ArrayView2;
+use ndarray::{ArrayView1, ArrayView2};
 use slmc_compress::quant::{Codes, Grid};
 use slmc_interop::{PackedLayout, PackedScheme};
 use slmc_ir::{Format, Quantized, QuantizedParts, Weight};
@@ -150,30 +150,85 @@ impl Scheme {
 
     /// Each weight to the nearest level of a scale that just covers its group: the baseline to beat.
     pub fn round(self, weight: ArrayView2<'_, f32>) -> Codes {
+        self.round_clipped(weight, |_, _, _| 1.0)
+    }
+
+    /// Each weight to the nearest level of the scale whose errors cost least, columns being of so much importance: scales may cover
+    /// less than their group (AWQ's clipping).
+    pub fn round_weighted(self, weight: ArrayView2<'_, f32>, importance: &[f32]) -> Codes {
+        /// Shares of a group's range that are tried: all of it down to half.
+        const CLIPS: u8 = 21;
+        self.round_clipped(weight, |first, group, step| {
+            let cost = |&clip: &f32| {
+                let step = step(clip);
+                let costs =
+                    group.iter().zip(&importance[first..]).map(|(&w, by)| by * (w - step.nearest(w)).powi(2));
+                costs.sum::<f32>()
+            };
+            let clips = (0..CLIPS).map(|i| 1.0 - 0.025 * f32::from(i));
+            // The widest of equals.
+            clips.min_by(|a, b| cost(a).total_cmp(&cost(b))).unwrap_or(1.0)
+        })
+    }
+
+    /// Rounds with what `clip` says of a group, from its first column, its weights, and the levels there are at a share of its range.
+    fn round_clipped(
+        self,
+        weight: ArrayView2<'_, f32>,
+        clip: impl Fn(usize, ArrayView1<'_, f32>, &dyn Fn(f32) -> Step) -> f32,
+    ) -> Codes {
         let grid = self.grid();
         let (n_rows, n_columns) = weight.dim();
         let [low, high] = grid.ends();
         let (mut levels, mut groups) = (Vec::with_capacity(n_rows * n_columns), Vec::new());
         for row in weight.rows() {
-            for group in row.axis_chunks_iter(ndarray::Axis(0), self.group) {
+            for (index, group) in row.axis_chunks_iter(ndarray::Axis(0), self.group).enumerate() {
                 let least = group.iter().fold(0.0_f32, |least, &w| least.min(w));
                 let most = group.iter().fold(0.0_f32, |most, &w| most.max(w));
-                let half = |x: f32| f16::from_f32(x).to_f32();
-                let (scale, zero) = match self.is_symmetric {
-                    true => (half((least / low).max(most / high)), 0.0),
-                    false => {
-                        let scale = half((most - least) / (high - low));
-                        (scale, if scale > 0.0 { (-least / scale).round().clamp(low, high) } else { 0.0 })
-                    }
-                };
-                let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-                let level = |&w: &f32| ((w * inverse + zero).round().clamp(low, high) - low) as u8;
-                levels.extend(group.iter().map(level));
-                groups.push([scale, zero * scale]);
+                let step = |clip: f32| Step::of([least * clip, most * clip], [low, high], self.is_symmetric);
+                let step = step(clip(index * self.group, group, &step));
+                levels.extend(group.iter().map(|&w| step.level(w)));
+                groups.push([step.scale, step.zero * step.scale]);
             }
         }
         let units = vec![[1.0; 2]; groups.len()];
         Codes { grid, n_rows, n_columns, levels, groups, units, row_errors: vec![0.0; n_rows] }
+    }
+}
+
+/// The levels of a group.
+struct Step {
+    scale: f32,
+    zero: f32,
+    inverse: f32,
+    ends: [f32; 2],
+}
+
+impl Step {
+    /// Those that cover a range.
+    fn of([least, most]: [f32; 2], [low, high]: [f32; 2], is_symmetric: bool) -> Self {
+        let half = |x: f32| f16::from_f32(x).to_f32();
+        let (scale, zero) = match is_symmetric {
+            true => (half((least / low).max(most / high)), 0.0),
+            false => {
+                let scale = half((most - least) / (high - low));
+                (scale, if scale > 0.0 { (-least / scale).round().clamp(low, high) } else { 0.0 })
+            }
+        };
+        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+        Self { scale, zero, inverse, ends: [low, high] }
+    }
+
+    fn point(&self, w: f32) -> f32 {
+        (w * self.inverse + self.zero).round().clamp(self.ends[0], self.ends[1])
+    }
+
+    fn level(&self, w: f32) -> u8 {
+        (self.point(w) - self.ends[0]) as u8
+    }
+
+    fn nearest(&self, w: f32) -> f32 {
+        (self.point(w) - self.zero) * self.scale
     }
 }
 
@@ -197,6 +252,27 @@ mod tests {
         }
         for name in ["w4", "w1g32", "w4g100", "w4g0", "w9g64", "w4g64-sym", "w8g64-asym"] {
             assert!(Scheme::parse(name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn clipping_costs_less_where_columns_matter() {
+        let mut weight = numbers(6, 128);
+        // One large weight in each group, in a column that nothing comes by.
+        weight.column_mut(5).fill(1.0);
+        let importance: Vec<f32> = (0..128).map(|j| if j == 5 { 1e-4 } else { 1.0 }).collect();
+        for name in ["w4g128", "w4g64-asym"] {
+            let scheme = Scheme::parse(name).unwrap().unwrap();
+            let cost = |codes: &Codes| -> f32 {
+                let decoded = codes.decode();
+                let one = |((i, j), w): ((usize, usize), &f32)| importance[j] * (w - decoded[[i, j]]).powi(2);
+                weight.indexed_iter().map(one).sum()
+            };
+            let (plain, clipped) =
+                (scheme.round(weight.view()), scheme.round_weighted(weight.view(), &importance));
+            assert!(cost(&clipped) < 0.6 * cost(&plain), "{name}: {} {}", cost(&clipped), cost(&plain));
+            let carrier = scheme.container(128).unwrap();
+            assert!(scheme.pack(&clipped, carrier).is_ok(), "{name}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! Every tensor solved in each format that is a candidate for it, a block at a time, with what each would cost the model.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
@@ -9,7 +9,6 @@ use slmc_ir::{Checkpoint, Format, Role, TensorKey, Weight};
 use slmc_recipe::StageError;
 
 use super::{
-    Method, awq,
     calibrate::{Input, Passes},
     pack::{grid_of, pack},
     scheme::Scheme,
@@ -22,7 +21,6 @@ pub type Wanted = BTreeMap<TensorKey, Vec<Format>>;
 /// How tensors are solved.
 #[derive(Clone, Copy)]
 pub struct How {
-    pub method: Method,
     /// Added to the diagonal, as a share of its mean.
     pub damping: f64,
     /// Whole levels in groups; blocks' own grids when absent.
@@ -42,38 +40,39 @@ impl How {
     }
 }
 
-/// Solves them all. What an earlier run has solved is kept.
+/// Solves them all; what an earlier run has solved is kept. How long the passes over the text took comes back, too.
 pub fn solve_all(
     passes: &Passes<'_>,
     how: How,
     wanted: &Wanted,
     token_counts: &[f64],
     store: &Arc<Store>,
-) -> Result<Vec<Solved>, StageError> {
+) -> Result<(Vec<Solved>, Duration), StageError> {
     let spec = passes.checkpoint.spec();
     let n_layers = spec.n_layers;
     let mut all = Vec::new();
+    let begun = passes.host.elapsed();
     let is_complete =
         (0..n_layers).all(|i| store.record(&part(i)).is_some()) && store.record("ends").is_some();
     if is_complete {
         for part in (0..n_layers).map(part).chain(["ends".to_owned()]) {
             all.extend(store.record(&part).into_iter().flatten());
         }
-        return Ok(all);
+        return Ok((all, Duration::ZERO));
     }
     passes.forward()?;
     let head = passes.head()?;
     passes.host.begin("solve", n_layers as u64 + 1, "blocks");
+    let mut in_passes = passes.host.elapsed() - begun;
     for index in (0..n_layers).rev() {
         let known = store.record(&part(index));
+        let begun = passes.host.elapsed();
         let inputs = passes.back(index, known.is_none())?;
+        in_passes += passes.host.elapsed() - begun;
         let solved = match known {
             Some(solved) => solved,
             None => {
-                let solved = match how.method {
-                    Method::Awq => awq::solve_block(passes, index, &inputs, wanted, store)?,
-                    _ => solve_block(passes, index, inputs, wanted, how, store)?,
-                };
+                let solved = solve_block(passes, index, inputs, wanted, how, store)?;
                 store.finish(&part(index), &solved)?;
                 solved
             }
@@ -91,7 +90,7 @@ pub fn solve_all(
     };
     all.extend(solved);
     passes.host.end();
-    Ok(all)
+    Ok((all, in_passes))
 }
 
 fn part(index: usize) -> String {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use slmc_ir::{ChannelOrder, Format, ModelSpec, SourceError, TensorKey, Weight, WeightSource};
 use slmc_recipe::StageError;
 
+use super::scales::Found;
 use crate::kept;
 
 /// What one format costs one tensor.
@@ -76,14 +77,23 @@ impl Store {
         kept::write_json(&self.folder.join(ORDER), order)
     }
 
+    /// The scales that were found for a block, if they were.
+    pub fn scales(&self, index: usize) -> Option<Found> {
+        serde_json::from_slice(&std::fs::read(self.scales_path(index)).ok()?).ok()
+    }
+
+    /// Keeps those scales.
+    pub fn keep_scales(&self, index: usize, found: &Found) -> Result<(), StageError> {
+        kept::write_json(&self.scales_path(index), found)
+    }
+
+    fn scales_path(&self, index: usize) -> PathBuf {
+        self.folder.join(format!("scales-{index}.json"))
+    }
+
     /// Keeps a candidate's bytes.
     pub fn keep(&self, key: TensorKey, weight: &Weight) -> Result<(), StageError> {
         kept::write(&self.path(key, weight.format()), weight.bytes())
-    }
-
-    /// Whether a tensor is kept in this format.
-    pub fn has(&self, key: TensorKey, format: Format) -> bool {
-        self.path(key, format).is_file()
     }
 
     fn path(&self, key: TensorKey, format: Format) -> PathBuf {
