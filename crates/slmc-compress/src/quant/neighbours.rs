@@ -26,11 +26,12 @@ pub struct Reader<'a> {
 }
 
 /// An order of channels: `order[i]` is the channel that comes `i`-th. `block` channels share a scale. The result depends on
-/// nothing else; with fewer than two whole blocks there is nothing to choose but a sort.
+/// nothing else; with fewer than two whole blocks there is nothing to choose but a sort. Wide models take tens of seconds:
+/// `go_on` is asked now and then, and there is no result once it says no.
 ///
 /// # Panics
 /// When the matrices have different numbers of channels, or there are none.
-pub fn neighbours(readers: &[Reader<'_>], block: usize) -> Vec<usize> {
+pub fn neighbours(readers: &[Reader<'_>], block: usize, go_on: &dyn Fn() -> bool) -> Option<Vec<usize>> {
     let n = readers[0].rows.ncols();
     let fits = |reader: &Reader<'_>| reader.rows.ncols() == n && reader.costs.len() == n;
     assert!(readers.iter().all(fits), "matrices have the same channels");
@@ -42,13 +43,12 @@ pub fn neighbours(readers: &[Reader<'_>], block: usize) -> Vec<usize> {
     order.sort_by(|&a, &b| sums[b].total_cmp(&sums[a]).then(a.cmp(&b)));
     // A last, shorter block stays as it is.
     let n_whole = n / block * block;
-    if n_whole >= 2 * block {
-        widest(
+    let is_done = n_whole < 2 * block
+        || widest(
             #[inline(always)]
-            || exchange(&layout, &mut order[..n_whole], block),
+            || exchange(&layout, &mut order[..n_whole], block, go_on),
         );
-    }
-    order
+    is_done.then_some(order)
 }
 
 /// Squares of weights, and what they count by.
@@ -115,12 +115,15 @@ impl Block {
     }
 }
 
-/// Exchanges channels of different blocks as long as that saves something.
+/// Exchanges channels of different blocks as long as that saves something; whether it came to the end.
 #[inline(always)]
-fn exchange(layout: &Layout, order: &mut [usize], n_block: usize) {
+fn exchange(layout: &Layout, order: &mut [usize], n_block: usize, go_on: &dyn Fn() -> bool) -> bool {
     let n = order.len();
     let mut blocks: Vec<Block> = order.chunks(n_block).map(|channels| Block::of(layout, channels)).collect();
     for sweep in 1..=TRIALS {
+        if !go_on() {
+            return false;
+        }
         // Partners at distances that fill the circle evenly: multiples of the golden section.
         let share = sweep as f64 * 0.618_033_988_749_894_9;
         let distance = 1 + ((share - share.floor()) * (n - 1) as f64) as usize;
@@ -139,6 +142,7 @@ fn exchange(layout: &Layout, order: &mut [usize], n_block: usize) {
             }
         }
     }
+    true
 }
 
 /// What is saved when two blocks exchange a channel of the first for one of the second, and what both cost before.
@@ -208,7 +212,7 @@ mod tests {
     #[test]
     fn channels_stand_beside_their_like() {
         let matrices = matrices();
-        let order = neighbours(&readers(&matrices), 32);
+        let order = neighbours(&readers(&matrices), 32, &|| true).unwrap();
         let mut sorted = order.clone();
         sorted.sort_unstable();
         assert!(sorted.iter().enumerate().all(|(i, &channel)| i == channel));
@@ -243,9 +247,11 @@ mod tests {
     #[test]
     fn few_channels_and_no_rows() {
         let rows = numbers(5, 40, 1);
-        assert_eq!(neighbours(&[Reader { rows: rows.view(), costs: &[1.0; 40] }], 32).len(), 40);
+        let few = neighbours(&[Reader { rows: rows.view(), costs: &[1.0; 40] }], 32, &|| true);
+        assert_eq!(few.unwrap().len(), 40);
         let none = Array2::zeros((0, 64));
         let none = [Reader { rows: none.view(), costs: &[1.0; 64] }];
-        assert_eq!(neighbours(&none, 32), (0..64).collect::<Vec<_>>());
+        assert_eq!(neighbours(&none, 32, &|| true), Some((0..64).collect::<Vec<_>>()));
+        assert_eq!(neighbours(&none, 32, &|| false), None);
     }
 }

@@ -66,15 +66,15 @@ fn order_of(
     host: &dyn Host,
 ) -> Result<ChannelOrder, StageError> {
     let places = Places::of(input, sequences, host)?;
-    let stream = stream_order(input, &places)?;
+    let stream = stream_order(input, &places, host)?;
     let hidden = places.hidden.par_iter().enumerate().map(|(index, place)| {
-        in_blocks(&sampled(input, &[TensorKey::block(index, Role::Down)], place, |_| HIDDEN_ROWS)?)
+        in_blocks(&sampled(input, &[TensorKey::block(index, Role::Down)], place, |_| HIDDEN_ROWS)?, host)
     });
     Ok(ChannelOrder { stream, hidden: hidden.collect::<Result<_, _>>()? })
 }
 
 /// Each matrix counts by the number of its rows: relative to its size, a weight's error costs about as much in one as in another.
-fn stream_order(input: &Checkpoint, places: &Places) -> Result<BlockOrder, StageError> {
+fn stream_order(input: &Checkpoint, places: &Places, host: &dyn Host) -> Result<BlockOrder, StageError> {
     let spec = input.spec();
     let head = if spec.tied_head { Role::Embedding } else { Role::Head };
     let mut readers = vec![(vec![TensorKey::model(head)], &places.last)];
@@ -96,13 +96,16 @@ fn stream_order(input: &Checkpoint, places: &Places) -> Result<BlockOrder, Stage
         all.push(Sampled::rows_of(input, key, (rows_of(key) as f64 * share).ceil() as usize, &even)?);
     }
     slmc_formats::release_all();
-    in_blocks(&all)
+    in_blocks(&all, host)
 }
 
-fn in_blocks(matrices: &[Sampled]) -> Result<BlockOrder, StageError> {
+fn in_blocks(matrices: &[Sampled], host: &dyn Host) -> Result<BlockOrder, StageError> {
     let readers = matrices.iter().map(|Sampled { rows, costs }| Reader { rows: rows.view(), costs });
     let readers: Vec<Reader<'_>> = readers.collect();
-    BlockOrder::new(neighbours(&readers, BLOCK), BLOCK).map_err(failed)
+    let order = neighbours(&readers, BLOCK, &|| !host.stop_requested());
+    let order =
+        order.ok_or_else(|| StageError::Interrupted("while looking for an order of channels".to_owned()))?;
+    BlockOrder::new(order, BLOCK).map_err(failed)
 }
 
 /// Rows of a matrix, or tokens in front of some, and what an error in each column costs.
