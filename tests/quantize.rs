@@ -286,6 +286,10 @@ fn wrong_wishes_end_with_2() {
     check_refused(of(["--target-size", "2MB"], "rtn"), "rtn");
     check_refused(of(["--target-size", "100kB"], "gptq"), "too small");
     check_refused(of(["--target-bpw", "-1"], "gptq"), "-1");
+    check_refused(of(["--format", "f16"], "gptq"), "use rtn");
+    let short =
+        of(["--format", "q4_0"], "auto").into_iter().map(|word| word.replace("seq_len=128", "seq_len=4"));
+    check_refused(short.collect::<Vec<_>>(), "at least 8");
     assert!(!out.exists());
 }
 

@@ -87,6 +87,8 @@ fn what_there_is_not_to_rotate_is_said() {
     check(&format!("{ROUNDED}\n[[stage]]\nuse = \"rotate\""), "add a `quantize` stage");
     let scaled = format!("{}\nformat = \"f16\"\n{ROUNDED}", scale_stage());
     check(&scaled, "where nothing is rounded");
+    let scale = format!("{}\nformat = \"q4_0\"", scale_stage());
+    check(&format!("{scale}\n[[stage]]\nuse = \"rotate\"\n{ROUNDED}"), "put the rotation first");
 }
 
 fn scale_stage() -> String {

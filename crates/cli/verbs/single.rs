@@ -311,6 +311,7 @@ fn ways(report: &serde_json::Value) -> Option<String> {
         .filter_map(|one| Some((one.get("way")?.as_str()?, one.get("kld")?.as_f64()?)))
         .collect();
     tried.sort_by(|a, b| a.1.total_cmp(&b.1));
+    tried.first()?;
     let loses = report.get("held_out_kld").and_then(serde_json::Value::as_f64)?;
     let tried: Vec<String> = tried.iter().map(|(way, kld)| format!("{kld:.5} {way}")).collect();
     let way = report.get("way")?.as_str()?;

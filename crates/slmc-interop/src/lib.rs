@@ -44,5 +44,5 @@ pub use onnx::{
 };
 pub use open::{open, open_to_run};
 pub use packed::{PackError, PackedLayout, PackedScheme, Runtime, runtime_limits};
-pub use rearranged::{Rearranged, in_first_order, with_channels_of};
+pub use rearranged::{Rearranged, in_first_order, with_channels, with_channels_of};
 pub use write::{WriteOptions, Written};

@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use slmc_ir::{
-    BlockScales, ChannelScales, Channels, Checkpoint, Format, ModelSpec, ScaleSteps, SourceError, TensorKey,
-    Weight, WeightSource,
-};
+use slmc_ir::{Channels, Checkpoint, Format, ModelSpec, SourceError, TensorKey, Weight, WeightSource};
 
 /// The checkpoint with its channels as a model's are, where both come from one: tensor lies beside tensor.
 pub fn with_channels_of(checkpoint: &Checkpoint, model: &Checkpoint) -> Checkpoint {
@@ -21,26 +18,30 @@ pub fn in_first_order(checkpoint: &Checkpoint) -> Checkpoint {
     if now.order.is_none() {
         return checkpoint.clone();
     }
-    let none = Channels::none(spec);
-    let order = Channels { order: none.order.relative_to(&now.order), scales: none.scales.clone() };
-    let scales =
-        none.relative_to(&Channels { scales: none.relative_to(&now).scales, order: none.order.clone() });
-    let mut first = with_channels(checkpoint, order);
-    let steps = &mut first.lineage.steps;
-    steps.iter_mut().for_each(|step| (step.channel_order, step.channel_scales) = (None, None));
-    if let Some(last) = steps.last_mut().filter(|_| scales.is_scaled()) {
-        last.channel_scales = Some(in_steps(&scales.scales));
+    let mut way = now.in_first_order().relative_to(&now);
+    // They are the same channels; what rounding left of one times the other is not a scale.
+    way.scales = Channels::none(spec).scales;
+    let mut first = with_channels(checkpoint, way);
+    // Where the channels of each step's scales stood first.
+    let mut before = Channels::none(spec);
+    for step in &mut first.lineage.steps {
+        if let Some(scales) = step.channel_scales.as_mut().filter(|scales| scales.fits(spec)) {
+            let back = Channels::none(spec).order.relative_to(&before.order);
+            for (block, hidden) in scales.blocks.iter_mut().zip(&back.hidden) {
+                block.attn = block.attn.moved(&back.stream);
+                block.ffn = block.ffn.moved(&back.stream);
+                block.hidden = block.hidden.moved(hidden);
+            }
+        }
+        if let Some(order) = step.channel_order.take() {
+            before.reorder(&order);
+        }
     }
     first
 }
 
-fn in_steps(scales: &[BlockScales<Vec<f32>>]) -> ChannelScales {
-    ChannelScales {
-        blocks: scales.iter().map(|block| block.map(|scales| ScaleSteps::nearest(scales))).collect(),
-    }
-}
-
-fn with_channels(checkpoint: &Checkpoint, channels: Channels) -> Checkpoint {
+/// The checkpoint with these channels, relative to those that it has.
+pub fn with_channels(checkpoint: &Checkpoint, channels: Channels) -> Checkpoint {
     if channels.is_none() {
         return checkpoint.clone();
     }

@@ -59,6 +59,15 @@ impl Channels {
         Self { scales: relative.collect(), order }
     }
 
+    /// The same scales of the same channels where they stood first: what folders of such a model hold.
+    pub fn in_first_order(&self) -> Self {
+        let none = Reordering::none_of(&self.order);
+        let order = none.relative_to(&self.order);
+        let blocks = self.scales.iter().zip(&order.hidden);
+        let scales = blocks.map(|(block, hidden)| block.moved(&order.stream, hidden)).collect();
+        Self { order: none, scales }
+    }
+
     /// What is moved of a tensor, `[rows, columns]`: row `i` of the result is row `rows[i]`. A vector's numbers are its rows.
     pub fn moves(&self, key: TensorKey) -> [Option<&[usize]>; 2] {
         self.order.moves(key)

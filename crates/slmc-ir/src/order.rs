@@ -144,6 +144,12 @@ impl Reordering {
         Self { stream: (0..spec.d_model).collect(), hidden: vec![(0..spec.d_ff).collect(); spec.n_layers] }
     }
 
+    /// Everything where it was, of the same shape.
+    pub(crate) fn none_of(other: &Self) -> Self {
+        let none = |order: &Vec<usize>| (0..order.len()).collect();
+        Self { stream: none(&other.stream), hidden: other.hidden.iter().map(none).collect() }
+    }
+
     /// This, and then another; of that, what is of this shape.
     pub(crate) fn follow(&mut self, ChannelOrder { stream, hidden }: &ChannelOrder) {
         let follow = |before: &mut Vec<usize>, BlockOrder { order, .. }: &BlockOrder| {

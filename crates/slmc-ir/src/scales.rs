@@ -72,8 +72,10 @@ impl BlockScales<Vec<f32>> {
         Self { attn, value, ffn, hidden }
     }
 
-    /// What a tensor's rows and columns are multiplied by. A vector's numbers are its rows.
+    /// What a tensor's rows and columns are multiplied by, where that is not 1 alone. A vector's numbers are its rows.
     pub fn factors(&self, key: TensorKey, spec: &ModelSpec) -> [Option<Vec<f32>>; 2] {
+        let changing =
+            |factors: Option<Vec<f32>>| factors.filter(|all| all.iter().any(|&factor| factor != 1.0));
         let inverse = |scales: &[f32]| Some(scales.iter().map(|scale| 1.0 / scale).collect());
         let [rows, columns] = match key.role {
             Role::AttnNorm => [inverse(&self.attn), None],
@@ -86,14 +88,12 @@ impl BlockScales<Vec<f32>> {
             Role::Down => [None, Some(self.hidden.clone())],
             _ => [None, None],
         };
-        if key.part == Part::Bias { [rows, None] } else { [rows, columns] }
+        [rows, if key.part == Part::Bias { None } else { columns }].map(changing)
     }
 
     /// Those of the values that each query head gives.
     fn of_heads(&self, spec: &ModelSpec) -> Vec<f32> {
-        let group = spec.n_heads / spec.n_kv_heads.max(1);
-        let value = |c: usize| self.value[c / spec.d_head / group * spec.d_head + c % spec.d_head];
-        (0..spec.n_heads * spec.d_head).map(value).collect()
+        spec.value_channels().into_iter().map(|channel| self.value[channel]).collect()
     }
 }
 
@@ -111,13 +111,22 @@ const ONE: u8 = 32;
 pub(crate) const DIGITS: &[u8; 64] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_";
 
 impl ScaleSteps {
-    /// The nearest to these; 1 for what is no scale.
+    /// The nearest of the steps to each of these; 1 for what is no number.
     pub fn nearest(scales: &[f32]) -> Self {
         let step = |&scale: &f32| {
             let step = (scale.log2() * STEPS).round();
             if step.is_nan() { ONE } else { (step + f32::from(ONE)).clamp(0.0, 63.0) as u8 }
         };
         Self(scales.iter().map(step).collect())
+    }
+
+    /// The same channels in another order: `order[i]` is the one that comes `i`-th.
+    ///
+    /// # Panics
+    /// When the order has other channels.
+    pub fn moved(&self, order: &[usize]) -> Self {
+        assert_eq!(order.len(), self.0.len(), "an order of these channels");
+        Self(order.iter().map(|&channel| self.0[channel]).collect())
     }
 
     /// As numbers.

@@ -128,6 +128,13 @@ pub struct SpecError {
 }
 
 impl ModelSpec {
+    /// Of each channel that attention gives, the channel of the values that it is a mixture of: query heads share value heads.
+    pub fn value_channels(&self) -> Vec<usize> {
+        let group = (self.n_heads / self.n_kv_heads.max(1)).max(1);
+        let value = |c: usize| c / self.d_head / group * self.d_head + c % self.d_head;
+        (0..self.n_heads * self.d_head).map(value).collect()
+    }
+
     /// Proves that the fields fit together and stay inside the limits; call it on whatever came from a file.
     pub fn validate(&self) -> Result<(), SpecError> {
         let bad = |field, value: String, why| Err(SpecError { field, value, why });

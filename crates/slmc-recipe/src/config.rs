@@ -343,7 +343,7 @@ pub struct QuantizeConfig {
     /// Dataset that the model is calibrated on; text that the model itself writes when absent.
     #[serde(default)]
     pub calibration: Option<String>,
-    /// Sequences of calibration. When absent 128; 512 of a text where formats are chosen under a size or the method is `auto`, which
+    /// Sequences of calibration. When absent 128; 32 for `awq`, which learns few numbers; 512 of a text where formats are chosen under a size or the method is `auto`, which
     /// takes its time anyway; or as many as the text has, and the history says so.
     #[serde(default)]
     pub n_sequences: Option<usize>,
@@ -370,7 +370,14 @@ impl QuantizeConfig {
         let takes_time = self.target_bytes.is_some() || self.target_bpw.is_some() || self.method == "auto";
         // A model writes slower than it reads.
         let many = takes_time && self.calibration.is_some();
-        self.n_sequences.unwrap_or(if many { 512 } else { 128 })
+        let few = self.method == "awq";
+        self.n_sequences.unwrap_or(if many {
+            512
+        } else if few {
+            32
+        } else {
+            128
+        })
     }
 }
 

@@ -50,6 +50,17 @@ pub enum PlanError {
         /// The stage's name.
         name: String,
     },
+    /// A rotation of channels that were scaled.
+    #[error(
+        "stage {index} ({name}) rotates channels that a stage before it has scaled: put the rotation first",
+        index = .index + 1
+    )]
+    Unscaled {
+        /// Position from 0.
+        index: usize,
+        /// The stage's name.
+        name: String,
+    },
     /// There is no model to begin with.
     #[error(
         "the recipe names no `model`, and its first stage makes none: add `model = \"…\"` or a `fresh` stage"
@@ -70,6 +81,9 @@ impl Plan {
         if let Some((index, entry)) = aimless(&recipe.stages) {
             return Err(PlanError::Aimless { index, name: entry.name.clone() });
         }
+        if let Some((index, entry)) = unscaled(&recipe.stages) {
+            return Err(PlanError::Unscaled { index, name: entry.name.clone() });
+        }
         let mut stages: Vec<PlannedStage> = Vec::new();
         for (index, entry) in recipe.stages.iter().enumerate() {
             let rejected = |reason: String| PlanError::Rejected { index, name: entry.name.clone(), reason };
@@ -88,4 +102,10 @@ fn aimless(stages: &[StageEntry]) -> Option<(usize, &StageEntry)> {
     let rounded = stages.iter().rposition(|entry| kind(entry) == "quantize").unwrap_or(0);
     let is_transform = |entry: &StageEntry| ["rotate", "scale"].contains(&kind(entry));
     stages.iter().enumerate().find(|(index, entry)| is_transform(entry) && *index >= rounded)
+}
+
+/// The first rotation behind a search of scales: it would take them up again.
+fn unscaled(stages: &[StageEntry]) -> Option<(usize, &StageEntry)> {
+    let scaled = stages.iter().position(|entry| entry.config.kind() == "scale")?;
+    stages.iter().enumerate().find(|(index, entry)| *index > scaled && entry.config.kind() == "rotate")
 }

@@ -81,13 +81,6 @@ impl ScaleSearch<'_> {
 /// An exponent, its scales, and their error.
 type Tried = (f64, Vec<f32>, f64);
 
-/// `Σ r_i (Δ H Δᵀ)_ii` with `r` what the rows' errors cost.
-pub fn output_error(delta: MatRef<'_>, costs: &[f32], hessian: &Hessian) -> f64 {
-    let n = hessian.n_columns();
-    let full: Vec<f32> = (0..n * n).map(|at| hessian.at(at / n, at % n)).collect();
-    error_by(delta, costs, &full)
-}
-
 /// The mean square of what each column of a scaled weight is multiplied by; `squares` are those of the columns as they were.
 pub fn importance_of(squares: &[f32], scales: &[f32]) -> Vec<f32> {
     squares.iter().zip(scales).map(|(square, s)| square / (s * s)).collect()
@@ -100,6 +93,7 @@ fn scaled(weight: MatRef<'_>, scales: &[f32]) -> Array2<f32> {
 /// Rows of a product that are one piece of work.
 const PIECE: usize = 64;
 
+/// `Σ r_i (Δ H Δᵀ)_ii` with `r` what the rows' errors cost.
 fn error_by(delta: MatRef<'_>, costs: &[f32], hessian: &[f32]) -> f64 {
     let n = delta.ncols();
     let hessian = FaerRef::from_row_major_slice(hessian, n, n);

@@ -22,7 +22,7 @@ mod test_support;
 mod trial;
 mod widest;
 
-pub use awq::{FoundScales, RoundBy, ScaleSearch, importance_of, output_error};
+pub use awq::{FoundScales, RoundBy, ScaleSearch, importance_of};
 pub use budget::{Choice, allocate};
 pub use codes::Codes;
 pub use factor::Factor;

@@ -26,14 +26,19 @@ const PREFIX: &str = "base_model.model.";
 const A: &str = ".lora_A.weight";
 const B: &str = ".lora_B.weight";
 
-/// Opens an adapter's folder for a model, whose channels may have become others: folders hold adapters of the model
-/// before, so that they go with it in PEFT.
+/// Opens an adapter's folder for a model whose channels may have become others since: an adapter's folder is one for the model's, which
+/// has its channels in their first order, and those that were scaled as they are, so that both go together in PEFT.
 ///
 /// # Errors
 /// As [`open_adapter`].
 pub fn open_adapter_for(folder: &Path, base: &Checkpoint) -> Result<(Adapter, AdapterAbout), OpenError> {
-    let (adapter, about) = open_adapter(folder, Some(base.spec()))?;
-    Ok((adapter.with_channels(&Channels::of(&base.lineage, base.spec()), base.spec()), about))
+    let spec = base.spec();
+    let (adapter, about) = open_adapter(folder, Some(spec))?;
+    let channels = Channels::of(&base.lineage, spec);
+    // Another program says nothing of the model: an adapter of its making is one of the folder.
+    let is_ours = !about.lineage.steps.is_empty();
+    let made_for = if is_ours { Channels::of(&about.lineage, spec) } else { channels.clone() };
+    Ok((adapter.with_channels(&channels.relative_to(&made_for.in_first_order()), spec), about))
 }
 
 /// Opens an adapter's folder; with a spec, for a model of that spec.

@@ -171,8 +171,9 @@ impl Sums {
 
     fn divergence(self) -> f64 {
         let [base, model] = [0, 1].map(|which| self.largest[which] + self.totals[which].ln());
-        // Rounding may leave what is next to nothing below it.
-        (self.weighted / self.totals[0] - base + model).max(0.0)
+        let found = self.weighted / self.totals[0] - base + model;
+        // Rounding may leave what is next to nothing below it; what is no number stays none.
+        if found < 0.0 { 0.0 } else { found }
     }
 }
 
@@ -202,5 +203,8 @@ mod tests {
         let mut same = Sums::default();
         same.add(&base, &base);
         assert!(same.divergence() < 1e-9);
+        let mut broken = Sums::default();
+        broken.add(&base, &[f32::NAN; 1000]);
+        assert!(broken.divergence().is_nan());
     }
 }

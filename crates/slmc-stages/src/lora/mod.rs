@@ -191,9 +191,10 @@ impl Lora {
             // Of a run that was broken off right here.
             std::fs::remove_dir_all(left).map_err(|e| failed(e.to_string()))?;
         }
-        // As the model before its channels became others takes it.
+        // As a folder of the model takes it.
         let spec = input.spec();
-        let channels = Channels::none(spec).relative_to(&Channels::of(&input.lineage, spec));
+        let channels = Channels::of(&input.lineage, spec);
+        let channels = channels.in_first_order().relative_to(&channels);
         let adapter = outcome.student.with_channels(&channels, spec);
         write_adapter_folder(&adapter, &about, &folder).map_err(|e| failed(e.to_string()))?;
         // Beside a base as it is stored there is one way to merge, and the adapter has been measured already.

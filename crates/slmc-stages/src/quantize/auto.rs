@@ -1,6 +1,11 @@
 //! Method `auto`: ways to round are tried on a part of the text, measured on text that was kept aside, and the best of them is taken.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use slmc_ir::{Checkpoint, Format, Host, Outline, TensorKey, TokenId};
@@ -9,9 +14,7 @@ use slmc_recipe::{StageContext, StageError};
 use super::{
     Calibration, Goal, Quantize,
     choice::choose,
-    fitting,
     held_out::HeldOut,
-    scales::RoundedToNearest,
     solved::Wanted,
     store::{Chosen, Store},
     way::{Material, Way, Work, spread},
@@ -41,8 +44,8 @@ pub struct Trial {
     pub way: Way,
     /// KL divergence of each held-out sequence, nats a token.
     pub divergences: Vec<f64>,
-    /// What it took: passes over the text, and all else.
-    pub seconds: [f64; 2],
+    /// What it took: passes over the text, and all else. Not known where it was done in several sittings.
+    seconds: Option<[f64; 2]>,
 }
 
 impl Trial {
@@ -72,127 +75,158 @@ pub struct Decision {
 
 /// All of it, kept between sittings.
 #[derive(Default, Serialize, Deserialize)]
-struct Record {
-    trials: Vec<Trial>,
+pub struct Record {
+    /// The ways, as they were tried.
+    pub trials: Vec<Trial>,
+    /// What was done other than asked, in words.
+    pub left_out: Vec<String>,
+    /// Seconds of the stage until this was written, all sittings together.
+    seconds: f64,
     decision: Option<Decision>,
 }
 
-/// What is done with the time there is.
+/// Tries and decides.
 pub struct Chooser<'a> {
     pub quantize: &'a Quantize,
     pub input: &'a Checkpoint,
     pub outline: &'a Outline,
     pub wanted: &'a Wanted,
+    pub floats: &'a BTreeMap<TensorKey, Format>,
     pub calibration: &'a Calibration,
     pub held_out: Option<&'a HeldOut<'a>>,
     pub context: &'a StageContext<'a>,
+    /// When the stage began, by the host's clock.
+    pub begun: Duration,
 }
 
 impl Chooser<'_> {
-    /// Tries the ways that there are, and decides; what was left out comes back in words.
-    pub fn decide(&self) -> Result<(Decision, Vec<Trial>, Vec<String>), StageError> {
+    /// Tries the ways that there are, and decides; what an earlier sitting has done is kept.
+    pub fn decide(&self) -> Result<(Decision, Record), StageError> {
         let path = self.context.folder.join("auto.json");
         let mut record: Record = if path.exists() { kept::read_json(&path)? } else { Record::default() };
-        let mut left_out = Vec::new();
         if record.decision.is_none() {
-            let begun = self.context.host.elapsed();
-            match self.held_out {
-                Some(held_out) => left_out = self.try_all(held_out, &mut record, &path)?,
-                None => left_out.push(
-                    "no way to round was tried: the text is too short to keep some of it aside".to_owned(),
-                ),
-            }
-            let spent = (self.context.host.elapsed() - begun).as_secs_f64();
-            let decision = self.decision(&record.trials, spent);
-            if let Some(minutes) = self.quantize.config.minutes.filter(|_| decision.1) {
-                left_out.push(format!(
-                    "calibration on {LEAST} sequences, and it will take longer than {minutes} minutes"
-                ));
-            }
-            record.decision = Some(decision.0);
+            let before = record.seconds;
+            record.left_out = match self.held_out {
+                Some(held_out) => self.try_all(held_out, &mut record, &path)?,
+                None => {
+                    vec![
+                        "no way to round was tried: the text is too short to keep some of it aside"
+                            .to_owned(),
+                    ]
+                }
+            };
+            record.seconds = before + self.spent();
+            record.decision = Some(self.decision(&mut record));
             kept::write_json(&path, &record)?;
-            let _ = std::fs::remove_dir_all(self.folder());
         }
-        let decision = record.decision.ok_or_else(|| StageError::Failed("nothing was decided".to_owned()))?;
-        Ok((decision, record.trials, left_out))
+        let _ = std::fs::remove_dir_all(self.folder());
+        let decision = record.decision.clone();
+        decision.map(|decision| (decision, record)).ok_or_else(|| StageError::Failed("undecided".to_owned()))
     }
 
     fn folder(&self) -> PathBuf {
         self.context.folder.join("trials")
     }
 
-    /// The way that is taken where nothing else is better.
-    fn usual(&self) -> Way {
-        Way { scales: false, reorders: self.quantize.reorders(self.outline), makes_up: true }
+    /// Seconds in this sitting.
+    fn spent(&self) -> f64 {
+        (self.context.host.elapsed() - self.begun).as_secs_f64()
     }
 
-    /// The best of those tried, and sequences for the time that is left; whether that is too little.
-    fn decision(&self, trials: &[Trial], spent: f64) -> (Decision, bool) {
-        let usual = trials.iter().find(|trial| trial.way == self.usual());
-        let best = trials.iter().fold(usual, |best, trial| match best {
+    /// The way that is taken where nothing else is better.
+    fn usual(&self) -> Way {
+        self.quantize.way(self.outline)
+    }
+
+    /// Whether a way can be taken: formats are chosen by what GPTQ's errors cost, and by nothing else.
+    fn can_be_taken(&self, way: Way) -> bool {
+        way.makes_up || matches!(self.quantize.goal, Goal::Format(_) | Goal::Integers(_))
+    }
+
+    /// The best of those tried, and as many sequences as there is time for.
+    fn decision(&self, record: &mut Record) -> Decision {
+        let of = |way: Way| record.trials.iter().find(move |trial| trial.way == way);
+        let usual = of(self.usual());
+        let can_be_taken = record.trials.iter().filter(|trial| self.can_be_taken(trial.way));
+        let best = can_be_taken.fold(usual, |best, trial| match best {
             Some(best) if !trial.beats(best) => Some(best),
             _ => Some(trial),
         });
-        let all = self.calibration.sequences.len();
         let way = best.map_or(self.usual(), |trial| trial.way);
-        let Some(minutes) = self.quantize.config.minutes else {
-            return (Decision { way, n_sequences: all }, false);
+        let all = self.calibration.sequences.len();
+        let Some(minutes) = self.quantize.config.minutes else { return Decision { way, n_sequences: all } };
+        let seconds = |trial: Option<&Trial>| trial.and_then(|trial| trial.seconds);
+        let timed = seconds(of(way).filter(|_| way.makes_up)).or(seconds(usual));
+        let Some([passes, rest]) = timed else {
+            let (n_sequences, why) = match self.held_out {
+                Some(_) if all > LEAST => {
+                    (LEAST, format!("calibration on {LEAST} sequences for want of time"))
+                }
+                _ => (all, format!("{minutes} minutes are not kept to: nothing could be timed")),
+            };
+            record.left_out.push(why);
+            return Decision { way, n_sequences };
         };
-        let Some(timed) = trials.iter().find(|trial| trial.way == way && way.makes_up).or(usual) else {
-            return (Decision { way, n_sequences: LEAST.min(all) }, all > LEAST);
-        };
-        // Solving takes as long for any text, but once for each format.
+        // Solving takes as long for any text, but once for each format; a search of scales reads twice the text of its trial.
         let n_formats =
             self.wanted.values().map(Vec::len).sum::<usize>() as f64 / self.wanted.len().max(1) as f64;
-        let [passes, rest] = timed.seconds;
-        let left = minutes * 60.0 - spent - rest * n_formats;
+        let search = Way { scales: true, reorders: false, makes_up: false };
+        let search = if way.scales { seconds(of(search)).map_or(0.0, |both| both.iter().sum()) } else { 0.0 };
+        let left = minutes * 60.0 - record.seconds - rest * n_formats - 2.0 * search;
         let fits = left / (passes / TRIED.min(all) as f64).max(1e-9);
-        let is_late = fits < LEAST as f64 && all > LEAST;
-        (Decision { way, n_sequences: (fits.max(LEAST as f64) as usize).min(all) }, is_late)
+        if fits < LEAST as f64 && all > LEAST {
+            record.left_out.push(format!(
+                "calibration on {LEAST} sequences, and it will take longer than {minutes} minutes"
+            ));
+        }
+        Decision { way, n_sequences: (fits.max(LEAST as f64) as usize).min(all) }
     }
 
-    /// Tries one way after the other, while there is time.
+    /// Tries one way after the other, while there is time; what was left out comes back in words.
     fn try_all(
         &self,
         held_out: &HeldOut<'_>,
         record: &mut Record,
-        path: &std::path::Path,
+        path: &Path,
     ) -> Result<Vec<String>, StageError> {
+        let before = record.seconds;
         let until =
             self.quantize.config.minutes.map(|minutes| {
-                self.context.host.elapsed() + Duration::from_secs_f64(minutes * 60.0 * TRYING)
+                self.begun + Duration::from_secs_f64((minutes * 60.0 * TRYING - before).max(0.0))
             });
         let usual = self.usual();
         let plain = Way { reorders: false, ..usual };
+        let [rtn, awq] = [false, true].map(|scales| Way { scales, reorders: false, makes_up: false });
         let mut left_out = Vec::new();
-        // Channels are scaled for what is better of both.
-        let scaled = |record: &Record| {
-            let of = |way: Way| record.trials.iter().find(|trial| trial.way == way);
-            let is_plain_better = of(plain).zip(of(usual)).is_some_and(|(plain, usual)| plain.beats(usual));
-            Way { scales: true, ..if is_plain_better { plain } else { usual } }
-        };
         for step in 0..5 {
+            let of = |way: Way| record.trials.iter().find(move |trial| trial.way == way);
             let way = match step {
                 0 => usual,
-                1 => Way { scales: false, reorders: false, makes_up: false },
+                1 => rtn,
                 2 => plain,
-                3 => Way { scales: true, reorders: false, makes_up: false },
-                _ => scaled(record),
+                3 => awq,
+                // Channels are scaled for what is better of both.
+                _ => {
+                    let is_better = of(plain).zip(of(usual)).is_some_and(|(plain, usual)| plain.beats(usual));
+                    Way { scales: true, ..if is_better { plain } else { usual } }
+                }
             };
-            if record.trials.iter().any(|trial| trial.way == way) {
+            if of(way).is_some() {
                 continue;
             }
             let host = Until { host: self.context.host, at: until };
             match self.try_way(way, held_out, &host) {
                 Ok(trial) => {
-                    self.context.host.begin(&format!("tried {}", way.name()), 1, "way");
-                    self.context.host.advance_to(1, &format!("kld {:.5}", trial.kld()));
-                    self.context.host.end();
                     record.trials.push(trial);
+                    record.seconds = before + self.spent();
                     kept::write_json(path, record)?;
                 }
                 Err(StageError::Interrupted(_)) if !self.context.host.stop_requested() => {
                     left_out.push(format!("not tried for want of time: {}", way.name()));
+                }
+                // One way may fail; the usual one is what the stage is about.
+                Err(StageError::Failed(why)) if way != usual => {
+                    left_out.push(format!("{}: {why}", way.name()))
                 }
                 Err(error) => return Err(error),
             }
@@ -203,26 +237,22 @@ impl Chooser<'_> {
     /// Rounds the model by a way, calibrated on a few sequences, and measures it.
     fn try_way(&self, way: Way, held_out: &HeldOut<'_>, host: &dyn Host) -> Result<Trial, StageError> {
         let begun = host.elapsed();
-        let wanted = self.tried_formats();
-        if !way.scales && !way.makes_up {
-            let rounding = self.quantize.rounding(&wanted);
-            let rounded = RoundedToNearest { inner: Arc::clone(&self.input.weights), rounding };
-            let divergences = held_out.divergences(&self.input.with_weights(Arc::new(rounded)), host)?;
-            let seconds = (host.elapsed() - begun).as_secs_f64();
-            return Ok(Trial { way, divergences, seconds: [0.0, seconds] });
-        }
+        let tried = self.quantize.tried_formats(self.outline, self.wanted);
         // Ways with scales share them.
         let name = match way {
             Way { scales: true, .. } => "scaled",
             Way { reorders: true, .. } => "reordered",
-            _ => "plain",
+            Way { makes_up: true, .. } => "plain",
+            _ => "rtn",
         };
         let folder = self.folder().join(name);
         std::fs::create_dir_all(&folder).map_err(|e| kept::failed(&folder, e))?;
         let context = StageContext { folder: &folder, host, ..*self.context };
         let work = Work {
             input: self.input,
-            wanted: &wanted,
+            wanted: &tried,
+            rounding: &self.quantize.rounding(&tried),
+            floats: self.floats,
             sequences: &spread(&self.calibration.sequences, TRIED),
             counts: &self.calibration.counts,
             store: Arc::new(Store::open(folder.join("solved"))?),
@@ -230,29 +260,32 @@ impl Chooser<'_> {
         };
         let material = self.quantize.material(way, &work)?;
         let divergences = held_out.divergences(&chosen(&material)?, host)?;
-        let [passes, _] = material.seconds;
         let all = (host.elapsed() - begun).as_secs_f64();
-        Ok(Trial { way, divergences, seconds: [passes, all - passes] })
+        let seconds = material.seconds.map(|[passes, _]| [passes, all - passes]);
+        Ok(Trial { way, divergences, seconds })
     }
+}
 
+impl Quantize {
     /// The formats of the goal; under a size, one of about that size.
-    fn tried_formats(&self) -> Wanted {
-        let bits = match self.quantize.goal {
-            Goal::Format(_) | Goal::Integers(_) => return self.wanted.clone(),
-            Goal::FileBytes(bytes) => bytes as f64 * 8.0 / self.outline.spec.n_parameters() as f64,
+    pub(super) fn tried_formats(&self, outline: &Outline, wanted: &Wanted) -> Wanted {
+        let bits = match self.goal {
+            Goal::Format(_) | Goal::Integers(_) => return wanted.clone(),
+            Goal::FileBytes(bytes) => bytes as f64 * 8.0 / outline.spec.n_parameters() as f64,
             Goal::BitsPerWeight(bits) => bits,
         };
         let near = |format: &Format| (format.bits_per_weight() - bits).abs();
-        let stand_in =
-            STAND_INS.into_iter().min_by(|a, b| near(a).total_cmp(&near(b))).unwrap_or(Format::Q5_0);
-        let one = |key: &TensorKey| vec![fitting(stand_in, key.shape(&self.outline.spec)[1])];
-        let one_each = self.wanted.keys().map(|key| (*key, one(key)));
-        one_each.filter(|(_, formats)| formats.iter().all(|format| !format.is_float())).collect()
+        let stand_in = |key: &TensorKey| {
+            let n_columns = key.shape(&outline.spec)[1];
+            let fits = |format: &Format| n_columns.is_multiple_of(format.block_weights());
+            STAND_INS.into_iter().filter(fits).min_by(|a, b| near(a).total_cmp(&near(b)))
+        };
+        wanted.keys().filter_map(|key| Some((*key, vec![stand_in(key)?]))).collect()
     }
 }
 
 /// The model that a material makes, each tensor in the one format that it was solved in or in the best.
-pub fn chosen(material: &Material) -> Result<Checkpoint, StageError> {
+fn chosen(material: &Material) -> Result<Checkpoint, StageError> {
     let (formats, _) = choose(&material.solved, u64::MAX >> 16)
         .ok_or_else(|| StageError::Failed("nothing was solved".to_owned()))?;
     Ok(with_formats(material, formats))
@@ -308,8 +341,8 @@ pub fn is_held_out(index: usize, there: usize, n_held_out: usize) -> bool {
     (0..n_held_out).any(|i| (2 * i + 1) * there / (2 * n_held_out) == index)
 }
 
-/// Sequences apart from those that are kept aside.
-pub fn apart(all: Vec<Vec<TokenId>>, n_held_out: usize) -> [Vec<Vec<TokenId>>; 2] {
+/// Those to calibrate on, and those that are kept aside.
+pub fn set_aside(all: Vec<Vec<TokenId>>, n_held_out: usize) -> [Vec<Vec<TokenId>>; 2] {
     let there = all.len();
     let mut parts = [Vec::new(), Vec::new()];
     for (index, sequence) in all.into_iter().enumerate() {

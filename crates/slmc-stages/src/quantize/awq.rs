@@ -1,10 +1,12 @@
-//! AWQ: channels scaled ([`super::scales`]), then each weight to the nearest level, block and group scales searched for what their
-//! columns are multiplied by.
+//! Each weight to the nearest level: plainly (RTN), or once channels were scaled ([`super::scales`]), with block and group scales
+//! searched for what their columns are multiplied by (AWQ).
+
+use std::collections::BTreeMap;
 
 use ndarray::ArrayView2;
 use rayon::prelude::*;
 use slmc_compress::quant::importance_of;
-use slmc_ir::{Checkpoint, Format, Role, ScaleSteps, TensorKey, Weight};
+use slmc_ir::{Checkpoint, Format, Host, ModelSpec, ScaleSteps, TensorKey, Weight};
 use slmc_recipe::StageError;
 
 use super::{
@@ -13,63 +15,82 @@ use super::{
     store::{Candidate, Solved, Store},
 };
 
-/// Rounds the scaled model's projections.
+/// Rounds all that is to be rounded: projections whose inputs were looked at with scales searched for them, all else plainly.
 pub fn round_all(
-    scaled: &Checkpoint,
+    model: &Checkpoint,
     found: &[Found],
     rounding: &Rounding,
     store: &Store,
+    host: &dyn Host,
 ) -> Result<Vec<Solved>, StageError> {
+    // Tensors of a block at a time.
+    let mut parts: BTreeMap<Option<usize>, Vec<(TensorKey, Nearest)>> = BTreeMap::new();
+    rounding.iter().for_each(|(&key, &nearest)| parts.entry(key.block).or_default().push((key, nearest)));
     let mut all = Vec::new();
-    for (index, found) in found.iter().enumerate() {
-        let each =
-            found.inputs.iter().flat_map(|input| input.projections.iter().map(move |one| (input, one)));
-        let each: Vec<(&FoundInput, &(Role, f64))> = each.collect();
-        let scales = found.scales.map(ScaleSteps::scales);
-        let solved = each.into_par_iter().filter_map(|(input, &(role, kl))| {
-            let key = TensorKey::block(index, role);
-            let nearest = *rounding.get(&key)?;
-            let [_, columns] = scales.factors(key, scaled.spec());
-            let importance = match columns {
-                Some(columns) => importance_of(&input.squares, &columns),
-                None => input.squares.clone(),
-            };
-            Some(round(scaled, key, nearest, &importance, store).map(|candidate| Solved {
+    host.begin("round", parts.len() as u64, "blocks");
+    for (done, (index, part)) in parts.into_iter().enumerate() {
+        if host.stop_requested() {
+            host.end();
+            return Err(StageError::Interrupted("while rounding".to_owned()));
+        }
+        let found = index.and_then(|index| found.get(index));
+        let solved = part.into_par_iter().map(|(key, nearest)| {
+            let (importance, kl) = found.and_then(|found| importance(found, key, model.spec())).unzip();
+            let candidate = round(model, key, nearest, importance.as_deref(), store)?;
+            Ok(Solved {
                 tensor: key.to_string(),
                 damping: 0.0,
                 couples_rows: false,
                 n_dead: 0,
-                candidates: vec![Candidate { kl, ..candidate }],
-            }))
+                candidates: vec![Candidate { kl: kl.unwrap_or(0.0), ..candidate }],
+            })
         });
         all.extend(solved.collect::<Result<Vec<_>, StageError>>()?);
+        host.advance_to(done as u64 + 1, "");
     }
+    host.end();
     Ok(all)
 }
 
-/// One projection, kept; what it costs the model is not known here.
+/// The mean square of what each column of a scaled projection is multiplied by, and what rounding it costs the model.
+fn importance(found: &Found, key: TensorKey, spec: &ModelSpec) -> Option<(Vec<f32>, f64)> {
+    let of = |input: &&FoundInput| input.projections.iter().any(|(role, _)| *role == key.role);
+    let input = found.inputs.iter().find(of)?;
+    let (_, kl) = input.projections.iter().find(|(role, _)| *role == key.role)?;
+    let [_, columns] = found.scales.map(ScaleSteps::scales).factors(key, spec);
+    let importance = match columns {
+        Some(columns) => importance_of(&input.squares, &columns),
+        None => input.squares.clone(),
+    };
+    Some((importance, *kl))
+}
+
+/// One matrix, kept; what it costs the model is not known here.
 fn round(
-    scaled: &Checkpoint,
+    model: &Checkpoint,
     key: TensorKey,
     nearest: Nearest,
-    importance: &[f32],
+    importance: Option<&[f32]>,
     store: &Store,
 ) -> Result<Candidate, StageError> {
-    let shape = key.shape(scaled.spec());
-    let numbers = weight_in(scaled, key)?;
+    let shape = key.shape(model.spec());
+    let numbers = weight_in(model, key)?;
     let weight = ArrayView2::from_shape((shape[0], shape[1]), &numbers).map_err(failed)?;
-    let (packed, format) = match nearest {
-        Nearest::Blocks(format) => (in_blocks(weight, importance, format).map_err(failed)?, format),
-        Nearest::Groups(scheme, carrier) => {
-            let codes = scheme.round_weighted(weight, importance);
-            (scheme.pack(&codes, carrier).map_err(failed)?, carrier)
+    let packed = match (nearest, importance) {
+        (Nearest::Blocks(format), Some(importance)) => in_blocks(weight, importance, format),
+        (Nearest::Groups(scheme, carrier), Some(importance)) => {
+            scheme.pack(&scheme.round_weighted(weight, importance), carrier)
         }
+        (nearest, None) => Weight::from_f32(shape, &numbers)
+            .map_err(|e| e.to_string())
+            .and_then(|weight| nearest.plainly(&weight)),
     };
+    let packed = packed.map_err(|e| failed(format!("{key}: {e}")))?;
     store.keep(key, &packed)?;
     let decoded = slmc_blocks::decode_weight(&packed).map_err(failed)?;
     let error: f64 = numbers.iter().zip(&decoded).map(|(w, v)| f64::from(w - v).powi(2)).sum();
     let square = numbers.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>().max(1e-300);
-    let n_bytes = packed.bytes().len() as u64;
+    let (format, n_bytes) = (packed.format(), packed.bytes().len() as u64);
     Ok(Candidate { format, kl: 0.0, inputs_kl: None, relative_error: error / square, n_bytes })
 }
 

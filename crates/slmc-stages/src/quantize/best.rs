@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use slmc_interop::Written;
 use slmc_ir::{Format, Lineage, Outline, TensorKey};
-use slmc_recipe::{StageContext, StageError};
+use slmc_recipe::{Rejection, StageContext, StageError};
 
 use super::{
     Goal, Quantize,
@@ -16,7 +16,7 @@ use super::{
 
 impl Quantize {
     /// That the smallest formats fit, before anything is computed.
-    pub(super) fn check_size(&self, outline: &Outline, wanted: &Wanted) -> Result<(), StageError> {
+    pub(super) fn check_size(&self, outline: &Outline, wanted: &Wanted) -> Result<(), Rejection> {
         let limit = match self.goal {
             Goal::Format(_) | Goal::Integers(_) => return Ok(()),
             Goal::FileBytes(bytes) => bytes,
@@ -32,7 +32,7 @@ impl Quantize {
         if least <= limit {
             return Ok(());
         }
-        Err(StageError::Input(format!(
+        Err(Rejection(format!(
             "the size that was asked for is too small: {:.1} MB, and the smallest formats that are tried take {:.1} MB",
             limit as f64 / 1e6,
             least as f64 / 1e6

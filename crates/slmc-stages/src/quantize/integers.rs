@@ -9,7 +9,7 @@ use slmc_ir::{Checkpoint, Format, Lineage, Outline, TensorKey, WeightSource};
 use slmc_recipe::{Finished, QuantizeConfig, StageContext, StageError};
 
 use super::{
-    ARTEFACT, FOLDER, Quantize, layout_of,
+    ARTEFACT, FOLDER, Quantize, layout_of, remove_left,
     scheme::Scheme,
     solved::{failed, weight_in},
     store::{Chosen, Store},
@@ -98,6 +98,7 @@ impl Quantize {
             let matrix = scheme.unpack(&chosen.read(key).map_err(failed)?);
             matrices.insert(key, matrix.map_err(|e| failed(format!("{key}: {e}")))?);
         }
+        remove_left(&self.artefact(context))?;
         let checkpoint = Checkpoint { lineage, ..input.clone() };
         let packed = PackedMatrices { layout, matrices: &matrices };
         let options = WriteOptions::default();

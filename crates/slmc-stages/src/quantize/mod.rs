@@ -19,7 +19,7 @@ mod stage_of_scales;
 mod store;
 mod way;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use serde_json::{Value, json};
 use slmc_interop::{Encoded, PackedLayout, WriteOptions, Written, in_first_order, write_gguf};
@@ -30,7 +30,7 @@ pub(crate) use self::{
     auto::TRIED_SEQUENCES, calibrate::MOST_COUPLED_ROWS, integers::folder_scheme, stage_of_scales::Scale,
 };
 use self::{
-    auto::{Chooser, Decision, apart, n_held_out, with_formats},
+    auto::{Chooser, Decision, n_held_out, set_aside, with_formats},
     choice::mixed,
     held_out::HeldOut,
     scheme::Scheme,
@@ -41,6 +41,7 @@ use self::{
 use crate::{
     Surroundings,
     calibration::{Dataset, pack as pack_tokens, tokenizer_of},
+    kept,
     open::outline_of,
     sample::{SampleSettings, sample_documents},
 };
@@ -125,6 +126,17 @@ impl Quantize {
             let method = &config.method;
             return Err(format!("method `{method}` does not choose formats under a size: use gptq or auto"));
         }
+        if let (true, Goal::Format(format)) = (method != Method::Rtn, goal)
+            && format.is_float()
+        {
+            return Err(format!(
+                "format `{format}`: nothing is to be calibrated where nothing is rounded: use rtn"
+            ));
+        }
+        // Predictions of a sequence's later half are measured.
+        if method == Method::Auto && config.seq_len < 8 {
+            return Err(format!("seq_len = {}: method `auto` needs at least 8", config.seq_len));
+        }
         if config.n_sequences == Some(0) || config.seq_len < 2 {
             return Err("calibration needs at least 1 sequence of 2 tokens".to_owned());
         }
@@ -202,6 +214,7 @@ impl Stage for Quantize {
             let message = format!("seq_len = {} is more than the model's context", self.config.seq_len);
             return Err(Rejection(message));
         }
+        self.check_size(input, &self.wanted(input).0)?;
         // Under a size the formats are not known before they are measured: the smallest that are tried stand for them.
         let plan = match self.goal {
             Goal::Format(format) => self.assign(input, format).0,
@@ -262,8 +275,9 @@ impl Quantize {
         outline: &Outline,
         context: &StageContext<'_>,
     ) -> Result<Finished, StageError> {
+        let begun = context.host.elapsed();
         let (wanted, mut fallbacks) = self.wanted(outline);
-        self.check_size(outline, &wanted)?;
+        let floats = self.floats(outline, &wanted);
         let calibration = self.calibration_set(input, context)?;
         fallbacks.extend(calibration.shortage.clone());
         warn_all(&fallbacks, context);
@@ -273,19 +287,29 @@ impl Quantize {
         let mut trials = Vec::new();
         let mut decision = Decision { way: self.way(outline), n_sequences: calibration.sequences.len() };
         if self.method == Method::Auto {
-            let (calibration, held_out) = (&calibration, held_out.as_ref());
-            let chooser =
-                Chooser { quantize: self, input, outline, wanted: &wanted, calibration, held_out, context };
-            let left_out;
-            (decision, trials, left_out) = chooser.decide()?;
-            warn_all(&left_out, context);
-            fallbacks.extend(left_out);
+            let chooser = Chooser {
+                quantize: self,
+                input,
+                outline,
+                wanted: &wanted,
+                floats: &floats,
+                calibration: &calibration,
+                held_out: held_out.as_ref(),
+                context,
+                begun,
+            };
+            let (decided, record) = chooser.decide()?;
+            warn_all(&record.left_out, context);
+            fallbacks.extend(record.left_out);
+            (decision, trials) = (decided, record.trials);
         }
         let Decision { way, n_sequences } = decision;
         let sequences = spread(&calibration.sequences, n_sequences);
         let store = Arc::new(Store::open(context.folder.join("solved"))?);
         let counts = &calibration.counts;
-        let work = Work { input, wanted: &wanted, sequences: &sequences, counts, store, context };
+        let rounding = &self.rounding(&self.tried_formats(outline, &wanted));
+        let (wanted, sequences, floats) = (&wanted, &sequences[..], &floats);
+        let work = Work { input, wanted, rounding, floats, sequences, counts, store, context };
         let material = self.material(way, &work)?;
         let mut lineage = context.history(&input.lineage, self, &fallbacks);
         material.note_channels(&mut lineage);
@@ -299,7 +323,7 @@ impl Quantize {
             "tried": trials.collect::<Vec<_>>(),
             "held_out_kld": kld.map(|klds| klds.iter().sum::<f64>() / klds.len() as f64),
             "file_bytes": written.file_bytes,
-            "estimated_kl": kl,
+            "estimated_kl": (way.makes_up || way.scales).then_some(kl),
             "calibration_tokens": sequences.len() * self.config.seq_len,
             "channels_reordered": material.order.is_some(),
             "channels_scaled": material.scales.is_some(),
@@ -307,6 +331,17 @@ impl Quantize {
         });
         let _ = std::fs::remove_dir_all(context.folder.join("solved"));
         Ok(Finished { artefact: self.artefact(context), report, fallbacks })
+    }
+
+    /// What is stored in another float format: matrices that no packed one was found for, as they were where nothing is said of them.
+    fn floats(&self, outline: &Outline, wanted: &Wanted) -> BTreeMap<TensorKey, Format> {
+        let mut plan: BTreeMap<TensorKey, Format> = match self.goal {
+            Goal::Format(format) => self.assign(outline, format).0,
+            _ => outline.formats.iter().copied().collect(),
+        };
+        let is_matrix = |key: TensorKey| key.shape(&outline.spec).len() == 2;
+        plan.retain(|key, format| format.is_float() && is_matrix(*key) && !wanted.contains_key(key));
+        plan
     }
 
     /// What a method does to weights and channels; `auto` where nothing else is better.
@@ -387,7 +422,7 @@ impl Quantize {
         }
         let all: Vec<Vec<TokenId>> = tokens.chunks_exact(seq_len).map(<[TokenId]>::to_vec).collect();
         let aside = if is_auto { n_held_out(all.len(), n_sequences) } else { 0 };
-        let [all, held_out] = apart(all, aside);
+        let [all, held_out] = set_aside(all, aside);
         let (there, data) = (all.len(), self.config.calibration.as_deref().unwrap_or("the model's own text"));
         let is_asked_for = n_sequences.is_some_and(|_| self.config.calibration.is_some());
         if there == 0 || is_asked_for && there < wanted {
@@ -412,6 +447,14 @@ fn layout_of(name: &str) -> Result<PackedLayout, String> {
         let names: Vec<&str> = PackedLayout::ALL.into_iter().map(PackedLayout::name).collect();
         format!("layout `{name}` is not known: the layouts are {}", names.join(" "))
     })
+}
+
+/// Removes a result that an earlier sitting had written when it was stopped on the way to the next stage.
+fn remove_left(folder: &Path) -> Result<(), StageError> {
+    match folder.is_dir() {
+        true => std::fs::remove_dir_all(folder).map_err(|e| kept::failed(folder, e)),
+        false => Ok(()),
+    }
 }
 
 fn warn_all(fallbacks: &[String], context: &StageContext<'_>) {

@@ -1,12 +1,10 @@
 //! Channels beside their like before they are rounded: blocks of 32 weights share a scale, and one large weight among them costs
 //! all the others.
 
-use std::sync::Arc;
-
 use ndarray::Array2;
 use rayon::prelude::*;
 use slmc_compress::quant::{Reader, neighbours};
-use slmc_interop::Rearranged;
+use slmc_interop::with_channels;
 use slmc_ir::{BlockOrder, ChannelOrder, Channels, Checkpoint, Host, Role, TensorKey, TokenId};
 use slmc_recipe::StageError;
 
@@ -56,8 +54,7 @@ pub fn reordered(
     }
     let mut channels = Channels::none(input.spec());
     channels.reorder(&order);
-    let weights = Rearranged::new(Arc::clone(&input.weights), channels);
-    Ok((input.with_weights(Arc::new(weights)), order))
+    Ok((with_channels(input, channels), order))
 }
 
 fn order_of(

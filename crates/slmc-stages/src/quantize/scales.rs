@@ -1,15 +1,15 @@
 //! Scales of channels (AWQ, arXiv:2306.00978, section 3.2): what feeds a projection is divided by them, its columns multiplied, so
 //! that rounding hurts least where most comes by. The function stays.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use ndarray::{Array2, ArrayView2};
 use serde::{Deserialize, Serialize};
 use slmc_compress::quant::ScaleSearch;
-use slmc_interop::Rearranged;
+use slmc_interop::with_channels;
 use slmc_ir::{
     BlockScales, BlockSteps, ChannelScales, Channels, Checkpoint, Format, ModelSpec, Role, ScaleSteps,
-    SourceError, TensorKey, Weight, WeightSource,
+    TensorKey, Weight,
 };
 use slmc_recipe::StageError;
 
@@ -94,11 +94,11 @@ pub fn steps(found: &[Found]) -> ChannelScales {
 pub fn scaled(checkpoint: &Checkpoint, scales: &ChannelScales) -> Checkpoint {
     let mut channels = Channels::none(checkpoint.spec());
     channels.scale(scales);
-    checkpoint.with_weights(Arc::new(Rearranged::new(Arc::clone(&checkpoint.weights), channels)))
+    with_channels(checkpoint, channels)
 }
 
-/// The scales of one block. What the rows of values and ups are divided by does not change how they are rounded: blocks and
-/// groups lie along rows.
+/// The scales of one block. What the rows of values and ups are divided by is left out of the search: blocks and groups lie along
+/// rows, and their scales follow (in `mxfp4`, whose scales are powers of two, to within one).
 fn find(
     passes: &Passes<'_>,
     index: usize,
@@ -127,7 +127,7 @@ fn find(
         let views: Vec<(ArrayView2<'_, f32>, &[f32])> =
             matrices.iter().map(|(weight, costs)| (weight.view(), costs.as_slice())).collect();
         let hessian = normalized(&input.hessian, input.weight);
-        let tied = tied(first, spec);
+        let tied = (first == Role::AttnOutput).then(|| spec.value_channels());
         let search = ScaleSearch {
             hessian: &hessian,
             tied: tied.as_deref(),
@@ -151,54 +151,17 @@ fn find(
     Ok(Found { scales: scales.map(|scales| ScaleSteps::nearest(scales)), inputs: found_inputs })
 }
 
-/// Channels that must scale alike: query heads that share a value head.
-fn tied(role: Role, spec: &ModelSpec) -> Option<Vec<usize>> {
-    let group = spec.n_heads / spec.n_kv_heads;
-    let channel = |c: usize| c / spec.d_head / group * spec.d_head + c % spec.d_head;
-    (role == Role::AttnOutput && group > 1).then(|| (0..spec.n_heads * spec.d_head).map(channel).collect())
-}
-
-/// Of the scales of what all heads give, those of the value heads.
+/// Of the scales of what all heads give, those of the values.
 fn of_values(scales: &[f32], spec: &ModelSpec) -> Vec<f32> {
-    let group = spec.n_heads / spec.n_kv_heads;
-    let value = |c: usize| scales[c / spec.d_head * group * spec.d_head + c % spec.d_head];
-    (0..spec.n_kv_heads * spec.d_head).map(value).collect()
-}
-
-/// A model whose matrices are rounded to nearest when they are read.
-pub struct RoundedToNearest {
-    pub inner: Arc<dyn WeightSource>,
-    pub rounding: Rounding,
-}
-
-impl WeightSource for RoundedToNearest {
-    fn spec(&self) -> &ModelSpec {
-        self.inner.spec()
-    }
-
-    fn keys(&self) -> &[TensorKey] {
-        self.inner.keys()
-    }
-
-    fn read(&self, key: TensorKey) -> Result<Weight, SourceError> {
-        let weight = self.inner.read(key)?;
-        let Some(nearest) = self.rounding.get(&key) else { return Ok(weight) };
-        nearest.plainly(&weight).map_err(|message| SourceError::Other { key, message })
-    }
-
-    fn format(&self, key: TensorKey) -> Result<Format, SourceError> {
-        self.rounding.get(&key).map_or_else(|| self.inner.format(key), |nearest| Ok(nearest.format()))
-    }
+    let mut values = vec![1.0; spec.n_kv_heads * spec.d_head];
+    // All that share a value have its scale.
+    spec.value_channels().into_iter().zip(scales).for_each(|(channel, &scale)| values[channel] = scale);
+    values
 }
 
 impl Nearest {
-    fn format(self) -> Format {
-        let (Self::Blocks(format) | Self::Groups(_, format)) = self;
-        format
-    }
-
     /// With scales that just cover their groups, or those of the format's plain encoder.
-    fn plainly(self, weight: &Weight) -> Result<Weight, String> {
+    pub fn plainly(self, weight: &Weight) -> Result<Weight, String> {
         match self {
             Self::Blocks(format) => slmc_blocks::encode_weight(weight, format).map_err(|e| e.to_string()),
             Self::Groups(scheme, carrier) => {

@@ -11,7 +11,7 @@ use slmc_recipe::{Finished, Rejection, ScaleConfig, Stage, StageContext, StageEr
 use super::{
     FOLDER,
     calibrate::Passes,
-    fitting,
+    fitting, remove_left,
     scales::{Nearest, Rounding, find_all, scaled, steps},
     scheme::Scheme,
     solved::failed,
@@ -110,9 +110,9 @@ impl Stage for Scale {
         }
         let checkpoint = Checkpoint { lineage, ..scaled(&input, &scales) };
         let artefact = context.folder.join(FOLDER);
+        remove_left(&artefact)?;
         let options = WriteOptions { float: Some(self.dtype), ..WriteOptions::default() };
         write_hf_folder(&checkpoint, &artefact, &options, context.host).map_err(failed)?;
-        let _ = std::fs::remove_dir_all(context.folder.join("found"));
         let kl: BTreeMap<String, f64> = found
             .iter()
             .enumerate()

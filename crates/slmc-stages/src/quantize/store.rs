@@ -61,6 +61,11 @@ impl Store {
         serde_json::from_slice(&std::fs::read(self.folder.join(format!("{part}.json"))).ok()?).ok()
     }
 
+    /// Whether an earlier sitting has left anything.
+    pub fn is_begun(&self) -> bool {
+        std::fs::read_dir(&self.folder).is_ok_and(|mut entries| entries.next().is_some())
+    }
+
     /// Says that all of a part is there.
     pub fn finish(&self, part: &str, solved: &[Solved]) -> Result<(), StageError> {
         kept::write_json(&self.folder.join(format!("{part}.json")), &solved)

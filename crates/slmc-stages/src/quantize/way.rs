@@ -9,7 +9,7 @@ use slmc_model::Products;
 use slmc_recipe::{StageContext, StageError};
 
 use super::{
-    Goal, Quantize, awq,
+    Goal, Method, Quantize, awq,
     calibrate::Passes,
     order,
     scales::{self, Nearest, Rounding, SEARCHED_SEQUENCES},
@@ -50,8 +50,12 @@ impl Way {
 /// What is rounded, and by what text.
 pub struct Work<'a> {
     pub input: &'a Checkpoint,
-    /// The formats that each matrix is rounded to.
+    /// The formats that each matrix is solved in.
     pub wanted: &'a Wanted,
+    /// What each is rounded to where that is one thing, and scales are searched for.
+    pub rounding: &'a Rounding,
+    /// What is stored in another float format.
+    pub floats: &'a BTreeMap<TensorKey, Format>,
     pub sequences: &'a [Vec<TokenId>],
     /// How often each token comes in the whole text.
     pub counts: &'a [f64],
@@ -70,8 +74,8 @@ pub struct Material {
     pub store: Arc<Store>,
     pub order: Option<ChannelOrder>,
     pub scales: Option<ChannelScales>,
-    /// What the passes over the text took, and all else.
-    pub seconds: [f64; 2],
+    /// What the passes over the text took, and all else; not known where an earlier sitting did a part.
+    pub seconds: Option<[f64; 2]>,
 }
 
 impl Material {
@@ -87,17 +91,18 @@ impl Material {
 impl Quantize {
     /// Rounds every matrix that is wanted in each of its formats.
     pub(super) fn material(&self, way: Way, work: &Work<'_>) -> Result<Material, StageError> {
-        let Work { input, wanted, sequences, counts, ref store, context } = *work;
-        let begun = context.host.elapsed();
+        let Work { input, wanted, rounding, floats, sequences, counts, ref store, context } = *work;
+        let (begun, is_begun) = (context.host.elapsed(), store.is_begun());
         let mut in_passes = Duration::ZERO;
         let mut before = input.clone();
         let spill = || Spill::create(context.folder.join("activations"));
         let mut found = Vec::new();
         if way.scales {
-            let sequences =
-                if way.makes_up { spread(sequences, SEARCHED_SEQUENCES) } else { sequences.to_vec() };
+            // Exponents are few; who asks for AWQ alone says on how much text.
+            let most = if self.method == Method::Awq { sequences.len() } else { SEARCHED_SEQUENCES };
+            let sequences = spread(sequences, most);
             let passes = self.passes(false, input, &sequences, spill()?, context);
-            found = scales::find_all(&passes, &self.rounding(wanted), store)?;
+            found = scales::find_all(&passes, rounding, store)?;
             before = scales::scaled(input, &scales::steps(&found));
         }
         let mut order = None;
@@ -105,7 +110,7 @@ impl Quantize {
             let (reordered, found) = order::reordered(&before, sequences, store, context.host)?;
             (before, order) = (reordered, Some(found));
         }
-        let mut inner = Arc::clone(&before.weights);
+        let inner = Encoded::new(Arc::clone(&before.weights), floats.clone()).map_err(failed)?;
         let solved = if way.makes_up {
             let passes = self.passes(true, &before, sequences, spill()?, context);
             let how = How { damping: self.config.damping, scheme: self.scheme() };
@@ -113,14 +118,7 @@ impl Quantize {
             in_passes += seconds;
             solved
         } else {
-            // What feeds embedding and head, or is fed by them, has nothing to be scaled back in.
-            let ends: BTreeMap<TensorKey, Format> = wanted
-                .iter()
-                .filter(|(key, _)| key.block.is_none())
-                .filter_map(|(key, formats)| Some((*key, *formats.first()?)))
-                .collect();
-            inner = Arc::new(Encoded::new(inner, ends).map_err(failed)?);
-            awq::round_all(&before, &found, &self.rounding(wanted), store)?
+            awq::round_all(&before, &found, rounding, store, context.host)?
         };
         let by_name: BTreeMap<String, Solved> =
             solved.into_iter().map(|solved| (solved.tensor.clone(), solved)).collect();
@@ -132,7 +130,8 @@ impl Quantize {
         let in_passes = in_passes.as_secs_f64();
         let scales = way.scales.then(|| scales::steps(&found));
         let store = Arc::clone(store);
-        Ok(Material { before, inner, solved, store, order, scales, seconds: [in_passes, all - in_passes] })
+        let seconds = (!is_begun).then_some([in_passes, all - in_passes]);
+        Ok(Material { before, inner: Arc::new(inner), solved, store, order, scales, seconds })
     }
 
     fn passes<'a>(
