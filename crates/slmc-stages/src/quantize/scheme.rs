@@ -150,7 +150,7 @@ impl Scheme {
 
     /// Each weight to the nearest level of a scale that just covers its group: the baseline to beat.
     pub fn round(self, weight: ArrayView2<'_, f32>) -> Codes {
-        self.round_clipped(weight, |_, _, _| 1.0)
+        self.round_clipped(weight, |_, _, _| [1.0; 2])
     }
 
     /// Each weight to the nearest level of the scale whose errors cost least, columns being of so much importance: scales may cover
@@ -159,33 +159,43 @@ impl Scheme {
         /// Shares of a group's range that are tried: all of it down to half.
         const CLIPS: u8 = 21;
         self.round_clipped(weight, |first, group, step| {
-            let cost = |&clip: &f32| {
-                let step = step(clip);
+            let cost = |clips: [f32; 2]| {
+                let step = step(clips);
                 let costs =
                     group.iter().zip(&importance[first..]).map(|(&w, by)| by * (w - step.nearest(w)).powi(2));
                 costs.sum::<f32>()
             };
-            let clips = (0..CLIPS).map(|i| 1.0 - 0.025 * f32::from(i));
-            // The widest of equals.
-            clips.min_by(|a, b| cost(a).total_cmp(&cost(b))).unwrap_or(1.0)
+            let best = |of: &dyn Fn(f32) -> [f32; 2]| {
+                let clips = (0..CLIPS).map(|i| of(1.0 - 0.025 * f32::from(i)));
+                // The widest of equals.
+                clips.min_by(|&a, &b| cost(a).total_cmp(&cost(b))).unwrap_or([1.0; 2])
+            };
+            if self.is_symmetric {
+                return best(&|clip| [clip; 2]);
+            }
+            // Both ends, one after the other.
+            let [_, upper] = best(&|clip| [1.0, clip]);
+            best(&|clip| [clip, upper])
         })
     }
 
-    /// Rounds with what `clip` says of a group, from its first column, its weights, and the levels there are at a share of its range.
+    /// Rounds with what `clip` says of a group, from its first column, its weights, and the levels there are between shares of its ends.
     fn round_clipped(
         self,
         weight: ArrayView2<'_, f32>,
-        clip: impl Fn(usize, ArrayView1<'_, f32>, &dyn Fn(f32) -> Step) -> f32,
+        clip: impl Fn(usize, ArrayView1<'_, f32>, &dyn Fn([f32; 2]) -> Step) -> [f32; 2],
     ) -> Codes {
         let grid = self.grid();
         let (n_rows, n_columns) = weight.dim();
-        let [low, high] = grid.ends();
+        let ends = grid.ends();
         let (mut levels, mut groups) = (Vec::with_capacity(n_rows * n_columns), Vec::new());
         for row in weight.rows() {
             for (index, group) in row.axis_chunks_iter(ndarray::Axis(0), self.group).enumerate() {
                 let least = group.iter().fold(0.0_f32, |least, &w| least.min(w));
                 let most = group.iter().fold(0.0_f32, |most, &w| most.max(w));
-                let step = |clip: f32| Step::of([least * clip, most * clip], [low, high], self.is_symmetric);
+                let step = |[lower, upper]: [f32; 2]| {
+                    Step::of([least * lower, most * upper], ends, self.is_symmetric)
+                };
                 let step = step(clip(index * self.group, group, &step));
                 levels.extend(group.iter().map(|&w| step.level(w)));
                 groups.push([step.scale, step.zero * step.scale]);
@@ -259,8 +269,9 @@ mod tests {
     fn clipping_costs_less_where_columns_matter() {
         let mut weight = numbers(6, 128);
         // One large weight in each group, in a column that nothing comes by.
-        weight.column_mut(5).fill(1.0);
-        let importance: Vec<f32> = (0..128).map(|j| if j == 5 { 1e-4 } else { 1.0 }).collect();
+        let is_large = |j: usize| j % 64 == 5;
+        weight.indexed_iter_mut().filter(|((_, j), _)| is_large(*j)).for_each(|(_, w)| *w = 1.0);
+        let importance: Vec<f32> = (0..128).map(|j| if is_large(j) { 1e-4 } else { 1.0 }).collect();
         for name in ["w4g128", "w4g64-asym"] {
             let scheme = Scheme::parse(name).unwrap().unwrap();
             let cost = |codes: &Codes| -> f32 {
