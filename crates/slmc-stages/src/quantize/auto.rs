@@ -8,7 +8,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use slmc_ir::{Checkpoint, Format, Host, Outline, TensorKey, TokenId};
+use slmc_ir::{Checkpoint, Format, Host, Outline, TensorKey};
 use slmc_recipe::{StageContext, StageError};
 
 use super::{
@@ -339,14 +339,4 @@ pub fn n_held_out(there: usize, wanted: Option<usize>) -> usize {
 /// Which of so many sequences are kept aside.
 pub fn is_held_out(index: usize, there: usize, n_held_out: usize) -> bool {
     (0..n_held_out).any(|i| (2 * i + 1) * there / (2 * n_held_out) == index)
-}
-
-/// Those to calibrate on, and those that are kept aside.
-pub fn set_aside(all: Vec<Vec<TokenId>>, n_held_out: usize) -> [Vec<Vec<TokenId>>; 2] {
-    let there = all.len();
-    let mut parts = [Vec::new(), Vec::new()];
-    for (index, sequence) in all.into_iter().enumerate() {
-        parts[usize::from(is_held_out(index, there, n_held_out))].push(sequence);
-    }
-    parts
 }

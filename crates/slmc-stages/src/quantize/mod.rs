@@ -30,7 +30,7 @@ pub(crate) use self::{
     auto::TRIED_SEQUENCES, calibrate::MOST_COUPLED_ROWS, integers::folder_scheme, stage_of_scales::Scale,
 };
 use self::{
-    auto::{Chooser, Decision, n_held_out, set_aside, with_formats},
+    auto::{Chooser, Decision, is_held_out, n_held_out, with_formats},
     choice::mixed,
     held_out::HeldOut,
     scheme::Scheme,
@@ -395,12 +395,12 @@ impl Quantize {
         let QuantizeConfig { n_sequences, seq_len, .. } = self.config;
         let is_auto = self.method == Method::Auto;
         let wanted = self.config.sequences();
+        let (packed, written);
         let tokens = match &self.config.calibration {
             Some(data) => {
                 let dataset = Dataset::open(data, &self.around)?;
-                pack_tokens(dataset.to_calibrate_on().into_iter(), input, &tokenizer_of(input)?)?
-                    .tokens()
-                    .to_vec()
+                packed = pack_tokens(dataset.to_calibrate_on().into_iter(), input, &tokenizer_of(input)?)?;
+                packed.tokens()
             }
             None => {
                 context.host.warn("no calibration text is given: the model writes its own");
@@ -411,19 +411,24 @@ impl Quantize {
                     seed: context.seed,
                     at_most: None,
                 };
-                sample_documents(input, settings, context.host)?.tokens
+                written = sample_documents(input, settings, context.host)?.tokens;
+                &written
             }
         };
         let mut counts = vec![0.0; input.spec().vocab_size];
-        for &token in &tokens {
+        for &token in tokens {
             if let Some(count) = counts.get_mut(token as usize) {
                 *count += 1.0;
             }
         }
-        let all: Vec<Vec<TokenId>> = tokens.chunks_exact(seq_len).map(<[TokenId]>::to_vec).collect();
-        let aside = if is_auto { n_held_out(all.len(), n_sequences) } else { 0 };
-        let [all, held_out] = set_aside(all, aside);
-        let (there, data) = (all.len(), self.config.calibration.as_deref().unwrap_or("the model's own text"));
+        let n_windows = tokens.len() / seq_len;
+        let aside = if is_auto { n_held_out(n_windows, n_sequences) } else { 0 };
+        // Indices: a text may be far longer than what is calibrated on.
+        let (held_out, rest): (Vec<usize>, Vec<usize>) =
+            (0..n_windows).partition(|&index| is_held_out(index, n_windows, aside));
+        let window = |index: usize| tokens[index * seq_len..(index + 1) * seq_len].to_vec();
+        let (there, data) =
+            (rest.len(), self.config.calibration.as_deref().unwrap_or("the model's own text"));
         let is_asked_for = n_sequences.is_some_and(|_| self.config.calibration.is_some());
         if there == 0 || is_asked_for && there < wanted {
             let n_tokens = tokens.len();
@@ -434,7 +439,9 @@ impl Quantize {
         let is_short = self.config.calibration.is_some() && there < wanted;
         let shortage =
             is_short.then(|| format!("calibration on {there} sequences of {seq_len}: the text has no more"));
-        Ok(Calibration { sequences: spread(&all, wanted), held_out, counts, shortage })
+        let n = wanted.min(there);
+        let sequences = (0..n).map(|i| window(rest[i * there / n])).collect();
+        Ok(Calibration { sequences, held_out: held_out.into_iter().map(window).collect(), counts, shortage })
     }
 }
 
