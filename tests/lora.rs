@@ -136,6 +136,25 @@ fn check_adapter_of_a_base_with_other_channels(method: &str, done: &str) {
     let after = held_out["after"].as_f64().unwrap_or_else(|| panic!("{held_out}"));
     let before = held_out["before"].as_f64().unwrap();
     assert!(after < 0.97 * before, "{held_out}");
+    if method == "awq" {
+        // One for a model whose channels are as they were, and this one: there is no mean of both.
+        let other = folder.path().join("other");
+        std::fs::create_dir(&other).unwrap();
+        for name in ["adapter_config.json", "adapter_model.safetensors"] {
+            std::fs::copy(adapter.join(name), other.join(name)).unwrap();
+        }
+        let both = [text(&adapter), text(&other)];
+        let fixed = ["lora", "average", &both[0], &both[1], "--out", &path("mean")];
+        check_refused(fixed, "scaled in other ways");
+        // That one says nothing of its model any more.
+        let fixed = ["lora", "export", "--base", &base, "--adapter", &both[1], "--out", &path("other.gguf")];
+        let output = run(fixed);
+        assert!(
+            output.status.success() && stderr(&output).contains("does not say which model"),
+            "{}",
+            stderr(&output)
+        );
+    }
     // A folder made of it has its channels where they were, if not of the size.
     let folder_of_it = path("folder");
     run_json(["convert", &base, "--out", &folder_of_it]);

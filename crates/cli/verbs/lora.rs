@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
 use slmc_interop::{AdapterAbout, open_adapter, open_adapter_for, write_adapter_folder, write_adapter_gguf};
-use slmc_ir::{Adapter, Format};
+use slmc_ir::{Adapter, ChannelScales, Channels, Checkpoint, Format};
 use slmc_recipe::{Recipe, RunFolder};
 use slmc_stages::{MergeReport, held_out_batches, merge_adapter, preview};
 use toml::{Table, Value};
@@ -201,6 +201,7 @@ fn dry_run(args: &LoraTrainArgs, session: &Session<'_>) -> Result<(), Failure> {
 fn merge(args: &LoraMergeArgs, session: &Session<'_>) -> Result<(), Failure> {
     let base = model::open(&args.base)?;
     let (adapter, mut about) = open_adapter_for(&args.adapter, &base).or_input()?;
+    tell_of_scales(&about, &base, session);
     if let Some(name) = &args.base_format {
         about.base_format = Some(name.parse::<Format>().or_input()?);
     }
@@ -244,6 +245,11 @@ fn average(args: &LoraAverageArgs, session: &Session<'_>) -> Result<(), Failure>
         adapters.push(adapter);
         abouts.push(about);
     }
+    if abouts.iter().any(|other| scales_of(other) != scales_of(&abouts[0])) {
+        return Err(input_error(
+            "the adapters are for models whose channels were scaled in other ways: their mean is for none of them",
+        ));
+    }
     let mean = Adapter::mean(&adapters).or_input()?;
     let mut about = abouts[0].clone();
     if abouts.iter().any(|other| other.base_format != about.base_format) {
@@ -262,6 +268,22 @@ fn average(args: &LoraAverageArgs, session: &Session<'_>) -> Result<(), Failure>
     output::print(session.global.json, &document, &text)
 }
 
+/// What the steps behind an adapter have done to the sizes of channels.
+fn scales_of(about: &AdapterAbout) -> Vec<&ChannelScales> {
+    about.lineage.steps.iter().filter_map(|step| step.channel_scales.as_ref()).collect()
+}
+
+/// Says what is taken for granted of an adapter that another program wrote.
+fn tell_of_scales(about: &AdapterAbout, base: &Checkpoint, session: &Session<'_>) {
+    let is_silent = about.lineage.steps.is_empty();
+    if is_silent && Channels::of(&base.lineage, base.spec()).is_scaled() {
+        session.terminal.say(
+            "the channels of --base were scaled, and the adapter does not say which model it is for: it is taken as one for a folder \
+             of --base itself, not for the model before",
+        );
+    }
+}
+
 fn export(args: &LoraExportArgs, session: &Session<'_>) -> Result<(), Failure> {
     if !is_gguf(&args.out) {
         return Err(input_error(format!(
@@ -270,7 +292,8 @@ fn export(args: &LoraExportArgs, session: &Session<'_>) -> Result<(), Failure> {
         )));
     }
     let base = model::open(&args.base)?;
-    let (adapter, _) = open_adapter_for(&args.adapter, &base).or_input()?;
+    let (adapter, about) = open_adapter_for(&args.adapter, &base).or_input()?;
+    tell_of_scales(&about, &base, session);
     let file_bytes = write_adapter_gguf(&adapter, base.spec(), &args.out).or_run()?;
     let document = json!({"out": args.out, "file_bytes": file_bytes, "tensors": adapter.factors.len() * 2});
     output::print(

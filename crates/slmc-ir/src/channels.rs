@@ -69,8 +69,10 @@ impl Channels {
     }
 
     /// What is moved of a tensor, `[rows, columns]`: row `i` of the result is row `rows[i]`. A vector's numbers are its rows.
+    /// Nothing where all stays in its place.
     pub fn moves(&self, key: TensorKey) -> [Option<&[usize]>; 2] {
-        self.order.moves(key)
+        let moves = |order: &&[usize]| order.iter().enumerate().any(|(i, &channel)| i != channel);
+        self.order.moves(key).map(|order| order.filter(moves))
     }
 
     /// What its rows and columns are multiplied by, where they stand then.

@@ -15,6 +15,7 @@ use super::{
     Calibration, Goal, Quantize,
     choice::choose,
     held_out::HeldOut,
+    remove_left,
     solved::Wanted,
     store::{Chosen, Store},
     way::{Material, Way, Work, spread},
@@ -157,9 +158,11 @@ impl Chooser<'_> {
         let Some(minutes) = self.quantize.config.minutes else { return Decision { way, n_sequences: all } };
         let seconds = |trial: Option<&Trial>| trial.and_then(|trial| trial.seconds);
         let timed = seconds(of(way).filter(|_| way.makes_up)).or(seconds(usual));
+        let any = || record.trials.iter().filter(|trial| trial.way.makes_up).find_map(|trial| trial.seconds);
+        let timed = timed.or_else(any);
         let Some([passes, rest]) = timed else {
             let (n_sequences, why) = match self.held_out {
-                Some(_) if all > LEAST => {
+                Some(_) if record.trials.is_empty() && all > LEAST => {
                     (LEAST, format!("calibration on {LEAST} sequences for want of time"))
                 }
                 _ => (all, format!("{minutes} minutes are not kept to: nothing could be timed")),
@@ -228,7 +231,11 @@ impl Chooser<'_> {
                 Err(StageError::Failed(why)) if way != usual => {
                     left_out.push(format!("{}: {why}", way.name()))
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    record.seconds = before + self.spent();
+                    kept::write_json(path, record)?;
+                    return Err(error);
+                }
             }
         }
         Ok(left_out)
@@ -246,6 +253,10 @@ impl Chooser<'_> {
             _ => "rtn",
         };
         let folder = self.folder().join(name);
+        if self.quantize.config.minutes.is_some() && !(way.scales && way.makes_up) {
+            // What an earlier sitting had begun cannot be timed.
+            remove_left(&folder)?;
+        }
         std::fs::create_dir_all(&folder).map_err(|e| kept::failed(&folder, e))?;
         let context = StageContext { folder: &folder, host, ..*self.context };
         let work = Work {

@@ -11,7 +11,7 @@ use slmc_recipe::StageError;
 
 use super::{
     scales::{Found, FoundInput, Nearest, Rounding},
-    solved::{failed, weight_in},
+    solved::failed,
     store::{Candidate, Solved, Store},
 };
 
@@ -34,7 +34,7 @@ pub fn round_all(
             return Err(StageError::Interrupted("while rounding".to_owned()));
         }
         let found = index.and_then(|index| found.get(index));
-        let solved = part.into_par_iter().map(|(key, nearest)| {
+        let solved = |(key, nearest): (TensorKey, Nearest)| {
             let (importance, kl) = found.and_then(|found| importance(found, key, model.spec())).unzip();
             let candidate = round(model, key, nearest, importance.as_deref(), store)?;
             Ok(Solved {
@@ -42,10 +42,15 @@ pub fn round_all(
                 damping: 0.0,
                 couples_rows: false,
                 n_dead: 0,
-                candidates: vec![Candidate { kl: kl.unwrap_or(0.0), ..candidate }],
+                candidates: vec![Candidate { kl, ..candidate }],
             })
-        });
-        all.extend(solved.collect::<Result<Vec<_>, StageError>>()?);
+        };
+        let solved: Result<Vec<_>, StageError> = match index {
+            Some(_) => part.into_par_iter().map(solved).collect(),
+            // Embedding and head are the largest of a model: one after the other.
+            None => part.into_iter().map(solved).collect(),
+        };
+        all.extend(solved?);
         host.advance_to(done as u64 + 1, "");
     }
     host.end();
@@ -73,25 +78,43 @@ fn round(
     importance: Option<&[f32]>,
     store: &Store,
 ) -> Result<Candidate, StageError> {
-    let shape = key.shape(model.spec());
-    let numbers = weight_in(model, key)?;
-    let weight = ArrayView2::from_shape((shape[0], shape[1]), &numbers).map_err(failed)?;
+    let stored = model.weights.read(key).map_err(failed)?;
     let packed = match (nearest, importance) {
-        (Nearest::Blocks(format), Some(importance)) => in_blocks(weight, importance, format),
-        (Nearest::Groups(scheme, carrier), Some(importance)) => {
-            scheme.pack(&scheme.round_weighted(weight, importance), carrier)
+        (nearest, None) => nearest.plainly(&stored),
+        (nearest, Some(importance)) => {
+            let numbers = slmc_blocks::decode_weight(&stored).map_err(failed)?;
+            let shape = (stored.n_rows(), stored.n_columns());
+            let weight = ArrayView2::from_shape(shape, &numbers).map_err(failed)?;
+            match nearest {
+                Nearest::Blocks(format) => in_blocks(weight, importance, format),
+                Nearest::Groups(scheme, carrier) => {
+                    scheme.pack(&scheme.round_weighted(weight, importance), carrier)
+                }
+            }
         }
-        (nearest, None) => Weight::from_f32(shape, &numbers)
-            .map_err(|e| e.to_string())
-            .and_then(|weight| nearest.plainly(&weight)),
     };
     let packed = packed.map_err(|e| failed(format!("{key}: {e}")))?;
     store.keep(key, &packed)?;
-    let decoded = slmc_blocks::decode_weight(&packed).map_err(failed)?;
-    let error: f64 = numbers.iter().zip(&decoded).map(|(w, v)| f64::from(w - v).powi(2)).sum();
-    let square = numbers.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>().max(1e-300);
     let (format, n_bytes) = (packed.format(), packed.bytes().len() as u64);
-    Ok(Candidate { format, kl: 0.0, inputs_kl: None, relative_error: error / square, n_bytes })
+    let relative_error = relative_error(&stored, &packed).map_err(failed)?;
+    slmc_formats::release(stored.bytes());
+    Ok(Candidate { format, kl: None, inputs_kl: None, relative_error, n_bytes })
+}
+
+/// Rows that are compared at once.
+const ROWS_AT_ONCE: usize = 8192;
+
+/// Squared error over squares.
+fn relative_error(weight: &Weight, rounded: &Weight) -> Result<f64, slmc_blocks::BlockError> {
+    let (mut error, mut square) = (0.0, 0.0);
+    let rows: Vec<usize> = (0..weight.n_rows()).collect();
+    for rows in rows.chunks(ROWS_AT_ONCE) {
+        let [asked, found] = [weight, rounded].map(|all| slmc_blocks::decode_weight(&all.with_rows(rows)));
+        let (asked, found) = (asked?, found?);
+        error += asked.iter().zip(&found).map(|(w, v)| f64::from(w - v).powi(2)).sum::<f64>();
+        square += asked.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>();
+    }
+    Ok(error / square.max(1e-300))
 }
 
 /// A weight as the format stores it, with scales searched for columns of so much importance.

@@ -77,7 +77,7 @@ pub fn choose(
                     loss: item
                         .iter()
                         .map(|key| candidate(key, index))
-                        .map(|c| c.kl + c.inputs_kl.unwrap_or(0.0))
+                        .map(|c| c.kl.unwrap_or(0.0) + c.inputs_kl.unwrap_or(0.0))
                         .sum(),
                     // Tensors begin at multiples of 32 bytes.
                     n_bytes: item.iter().map(|key| candidate(key, index).n_bytes.next_multiple_of(32)).sum(),

@@ -317,19 +317,23 @@ impl Quantize {
         let made = with_formats(&material, formats.clone());
         let kld = held_out.map(|held_out| held_out.divergences(&made, context.host)).transpose()?;
         let trials = trials.iter().map(|trial| json!({"way": trial.way.name(), "kld": trial.kld()}));
+        let is_calibrated = way.makes_up || way.scales;
         let report = json!({
             "method": self.config.method,
             "way": way.name(),
             "tried": trials.collect::<Vec<_>>(),
             "held_out_kld": kld.map(|klds| klds.iter().sum::<f64>() / klds.len() as f64),
             "file_bytes": written.file_bytes,
-            "estimated_kl": (way.makes_up || way.scales).then_some(kl),
-            "calibration_tokens": sequences.len() * self.config.seq_len,
+            "estimated_kl": is_calibrated.then_some(kl),
+            "calibration_tokens": is_calibrated.then_some(sequences.len() * self.config.seq_len),
             "channels_reordered": material.order.is_some(),
             "channels_scaled": material.scales.is_some(),
             "tensors": self.table(&written, &material.solved, &formats),
         });
-        let _ = std::fs::remove_dir_all(context.folder.join("solved"));
+        // Under another name first: half of it would be taken for all.
+        let (solved, done) = (context.folder.join("solved"), context.folder.join("solved.done"));
+        let _ = std::fs::remove_dir_all(&done);
+        let _ = std::fs::rename(solved, &done).and_then(|()| std::fs::remove_dir_all(&done));
         Ok(Finished { artefact: self.artefact(context), report, fallbacks })
     }
 
@@ -520,11 +524,13 @@ impl Quantize {
             });
             if let Some((solved, candidate)) = found {
                 line["relative_error"] = json!(candidate.relative_error);
-                line["estimated_kl"] = json!(candidate.kl);
-                line["inputs_kl"] = json!(candidate.inputs_kl);
-                line["damping"] = json!(solved.damping);
-                line["dead_channels"] = json!(solved.n_dead);
-                line["couples_rows"] = json!(solved.couples_rows);
+                if let Some(kl) = candidate.kl {
+                    line["estimated_kl"] = json!(kl);
+                    line["inputs_kl"] = json!(candidate.inputs_kl);
+                    line["damping"] = json!(solved.damping);
+                    line["dead_channels"] = json!(solved.n_dead);
+                    line["couples_rows"] = json!(solved.couples_rows);
+                }
             }
             line
         };

@@ -224,7 +224,7 @@ impl Projection {
             codes.row_errors.iter().zip(&self.row_weights).map(|(error, weight)| error * weight / 2.0);
         Ok(Candidate {
             format,
-            kl: costs.sum(),
+            kl: Some(costs.sum()),
             inputs_kl: inputs_kl(&self.inputs_kl, format),
             relative_error: relative(codes.squares(self.weight.view())),
             n_bytes: packed.bytes().len() as u64,
@@ -338,7 +338,7 @@ fn solve_ends(
             store.keep(key, &packed)?;
             solved.candidates.push(Candidate {
                 format,
-                kl,
+                kl: Some(kl),
                 inputs_kl: inputs_kl(&rounding, format),
                 relative_error: relative(squares),
                 n_bytes: packed.bytes().len() as u64,

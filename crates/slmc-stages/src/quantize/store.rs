@@ -15,8 +15,8 @@ use crate::kept;
 pub struct Candidate {
     /// The format.
     pub format: Format,
-    /// Estimated KL divergence that rounding the weights adds, in nats a token.
-    pub kl: f64,
+    /// Estimated KL divergence that rounding the weights adds, in nats a token; where that is looked at.
+    pub kl: Option<f64>,
     /// Estimated KL divergence that a runtime adds which rounds what the weights are multiplied by in blocks of this width;
     /// where that is looked at.
     pub inputs_kl: Option<f64>,
@@ -61,9 +61,10 @@ impl Store {
         serde_json::from_slice(&std::fs::read(self.folder.join(format!("{part}.json"))).ok()?).ok()
     }
 
-    /// Whether an earlier sitting has left anything.
-    pub fn is_begun(&self) -> bool {
-        std::fs::read_dir(&self.folder).is_ok_and(|mut entries| entries.next().is_some())
+    /// Whether an earlier sitting has left records whose names begin like this.
+    pub fn holds(&self, kind: &str) -> bool {
+        let is_one = |entry: std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with(kind);
+        std::fs::read_dir(&self.folder).is_ok_and(|entries| entries.filter_map(Result::ok).any(is_one))
     }
 
     /// Says that all of a part is there.

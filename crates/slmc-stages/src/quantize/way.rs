@@ -92,7 +92,8 @@ impl Quantize {
     /// Rounds every matrix that is wanted in each of its formats.
     pub(super) fn material(&self, way: Way, work: &Work<'_>) -> Result<Material, StageError> {
         let Work { input, wanted, rounding, floats, sequences, counts, ref store, context } = *work;
-        let (begun, is_begun) = (context.host.elapsed(), store.is_begun());
+        let begun = context.host.elapsed();
+        let is_begun = store.holds(if way.makes_up { "block-" } else { "scales-" });
         let mut in_passes = Duration::ZERO;
         let mut before = input.clone();
         let spill = || Spill::create(context.folder.join("activations"));
